@@ -1,7 +1,7 @@
 //! A plan is read, or every problem has labels inside the text.
 #![no_main]
 
-use kiln::base::Problem;
+use kiln::base::{Code, Problem};
 use kiln::plan::{Source, SourceMap, read};
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
@@ -11,7 +11,7 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
         folder: "/plans".into(),
     };
     let map = SourceMap::gather(source, &mut |_| {
-        Err(Problem::new("fuzz", "there is no other file"))
+        Err(Problem::new(Code::of("fuzz"), "there is no other file"))
     });
     let Err(problems) = read(&map, &[], &kiln::stages::all()) else {
         return;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::{ArtifactKind, Content, Manifest};
-use crate::base::{Digest, Problem, Result};
+use crate::base::{Code, Digest, Problem, Result};
 
 /// The manifests of a stage's inputs by slot, and of its tools by name. Each slot has its producers
 /// in the order of the plan.
@@ -38,7 +38,7 @@ impl Inputs {
             Some(manifest) => Ok(manifest),
             None => {
                 let message = format!("the input `{slot}` is not given");
-                Err(Problem::new("kiln::input_missing", message))
+                Err(Problem::new(Code::InputMissing, message))
             }
         }
     }
@@ -68,7 +68,7 @@ impl Inputs {
             Some(digest) => Ok(*digest),
             None => {
                 let message = format!("{} was not looked at", path.display());
-                Err(Problem::new("kiln::input_missing", message))
+                Err(Problem::new(Code::InputMissing, message))
             }
         }
     }
@@ -77,7 +77,7 @@ impl Inputs {
     pub fn tool_files(&self, tool: &str, names: &[&str]) -> Result<Vec<ToolFile>> {
         let Some(manifest) = self.tools.get(tool) else {
             let message = format!("the tool `{tool}` is not given");
-            return Err(Problem::new("kiln::tool_missing", message));
+            return Err(Problem::new(Code::ToolMissing, message));
         };
         let mut files = vec![];
         for name in names {
@@ -99,10 +99,8 @@ fn find_tool_file(tool: &str, manifest: &Manifest, name: &str) -> Result<ToolFil
     }
     let files: Vec<&str> = manifest.parts.keys().map(|path| path.as_str()).collect();
     let message = format!("tool `{tool}` has no file `{name}`");
-    Err(
-        Problem::new("kiln::tool_file_missing", message).help(format!(
-            "pin a version in [tools] that carries it; this one has: {}",
-            files.join(", ")
-        )),
-    )
+    Err(Problem::new(Code::ToolFileMissing, message).help(format!(
+        "pin a version in [tools] that carries it; this one has: {}",
+        files.join(", ")
+    )))
 }

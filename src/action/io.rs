@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::{Action, ActionInput, Blob, Content, Part};
-use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};
+use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, hash_bytes};
 
 /// What a [`Job`] is based on; each executor has its own implementation.
 pub trait Workspace: Sync {
@@ -57,7 +57,7 @@ impl<'a> Job<'a> {
             Some(input) => Ok(input),
             None => {
                 let message = format!("the action has no input `{name}`");
-                Err(Problem::new("kiln::input_missing", message))
+                Err(Problem::new(Code::InputMissing, message))
             }
         }
     }
@@ -67,7 +67,7 @@ impl<'a> Job<'a> {
         match &self.action.origin {
             Some(origin) => Ok(origin),
             None => Err(Problem::new(
-                "kiln::origin_missing",
+                Code::OriginMissing,
                 "the action does not say where to fetch from",
             )),
         }
@@ -95,16 +95,16 @@ impl<'a> Job<'a> {
     pub fn tool_folder(&self, tool: &str) -> Result<PathBuf> {
         let Some(files) = self.action.tools.get(tool) else {
             let message = format!("the action declares no tool `{tool}`");
-            return Err(Problem::new("kiln::tool_missing", message));
+            return Err(Problem::new(Code::ToolMissing, message));
         };
         let folder = self.workspace.scratch()?.join("tools").join(tool);
         std::fs::create_dir_all(&folder)
-            .context("kiln::io", || format!("make {}", folder.display()))?;
+            .context(Code::Io, || format!("make {}", folder.display()))?;
         for (name, content) in files {
             let link = folder.join(name);
             if !link.exists() {
                 let target = self.workspace.path(content)?;
-                std::os::unix::fs::symlink(&target, &link).context("kiln::io", || {
+                std::os::unix::fs::symlink(&target, &link).context(Code::Io, || {
                     format!("link {} to {}", link.display(), target.display())
                 })?;
             }
@@ -121,7 +121,7 @@ impl<'a> Job<'a> {
     pub fn write(&self, bytes: &[u8], facts: CanonJson) -> Result<Part> {
         let mut sink = self.create()?;
         sink.write_all(bytes)
-            .context("kiln::io", || "write a blob".into())?;
+            .context(Code::Io, || "write a blob".into())?;
         Ok(Part {
             content: sink.finish()?,
             facts,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{CanonJson, Digest, Problem, Result};
+use crate::base::{CanonJson, Code, Digest, Problem, Result};
 
 /// The kind of artifact in a manifest: `gguf`, `onnx`, `context-bin`. The engine only compares it.
 pub type ArtifactKind = &'static str;
@@ -28,7 +28,7 @@ impl PartName {
             return Ok(PartName(name));
         }
         Err(Problem::new(
-            "kiln::part_name",
+            Code::PartName,
             format!("`{}` cannot name a part", name.escape_debug()),
         )
         .help(
@@ -163,7 +163,7 @@ impl Manifest {
             return Ok(part);
         }
         let some: Vec<&str> = self.parts.keys().take(8).map(PartName::as_str).collect();
-        let problem = Problem::new("kiln::part_missing", format!("there is no part `{name}`"));
+        let problem = Problem::new(Code::PartMissing, format!("there is no part `{name}`"));
         Err(problem.help(format!(
             "the manifest holds {} parts: {} ...",
             self.parts.len(),
@@ -177,7 +177,7 @@ impl Manifest {
         match (parts.next(), parts.next()) {
             (Some(only), None) => Ok(only),
             _ => Err(Problem::new(
-                "kiln::part_count",
+                Code::PartCount,
                 format!("expected one part, found {}", self.parts.len()),
             )),
         }

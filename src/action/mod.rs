@@ -7,6 +7,7 @@ mod blob;
 mod inputs;
 mod io;
 mod manifest;
+mod params;
 mod registry;
 mod stage;
 mod typed;

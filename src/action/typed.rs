@@ -10,11 +10,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
+use super::params::mistakes;
 use super::{
     Action, Demand, InputStage, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
     StageSpec, ToolFile, WorkOrder,
 };
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 
 /// A stage with typed parameters. `Erased(MyStage)` is a [`Stage`].
 pub trait TypedStage: Send + Sync + 'static {
@@ -26,7 +27,8 @@ pub trait TypedStage: Send + Sync + 'static {
     /// The specification.
     const SPEC: StageSpec;
 
-    /// Checks what serde cannot: ranges, patterns, URLs, slots that exclude each other.
+    /// Checks what the schema does not say: patterns, URLs, slots that exclude each other. Numbers
+    /// may still be outside the range that the schema gives them.
     fn check(_params: &Self::Params, _inputs: &[InputStage]) -> Vec<ParamProblem> {
         vec![]
     }
@@ -144,19 +146,29 @@ impl<S: TypedStage> Stage for Erased<S> {
         params: &Value,
         inputs: &[InputStage],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
-        let params: S::Params = match serde_path_to_error::deserialize(params) {
+        let mut found = mistakes(self.schema().as_value(), params);
+        let read: std::result::Result<S::Params, _> = serde_path_to_error::deserialize(params);
+        let params = match read {
             Ok(params) => params,
+            // The schema has said why.
+            Err(_) if !found.is_empty() => return Err(found),
             Err(error) => {
                 let path: Vec<String> = error.path().iter().map(path_component).collect();
+                let message = error.inner().to_string();
                 return Err(vec![ParamProblem {
                     path: path.join("/"),
-                    problem: Problem::new("kiln::plan::parameter", error.inner().to_string()),
+                    problem: Problem::new(Code::PlanParameter, message),
                 }]);
             }
         };
-        let problems = S::check(&params, inputs);
-        if !problems.is_empty() {
-            return Err(problems);
+        // What the schema refuses is not refused twice.
+        let mut more = S::check(&params, inputs);
+        more.retain(|problem| {
+            problem.path.is_empty() || found.iter().all(|known| known.path != problem.path)
+        });
+        found.extend(more);
+        if !found.is_empty() {
+            return Err(found);
         }
         let tools = S::tools(&params, inputs);
         Ok(tools.into_iter().map(String::from).collect())
@@ -179,7 +191,7 @@ impl<S: TypedStage> Stage for Erased<S> {
         let mut orders = vec![];
         for order in S::expand(params, inputs)? {
             let params = serde_json::to_value(order.params)
-                .context("kiln::order", || "serialize an order".into())?;
+                .context(Code::Order, || "serialize an order".into())?;
             orders.push(WorkOrder {
                 name: order.name,
                 params,
@@ -209,7 +221,7 @@ fn path_component(segment: &Segment) -> String {
 }
 
 fn read<T: DeserializeOwned>(kind: &str, value: &Value) -> Result<T> {
-    T::deserialize(value).context("kiln::order", || {
+    T::deserialize(value).context(Code::Order, || {
         format!("read the parameters of a `{kind}` action")
     })
 }

@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use crate::action::{Blob, BlobSink, Content, Demand, Job, Outputs, Part, PartName};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::facts::TensorFacts;
 use crate::model::quant::{
     BAND_VALUES, Band, BlockGrid, BlockTensor, ErrorSum, GridLayout, Misfit, NativeEncoding, Plain,
@@ -62,7 +62,7 @@ pub fn write(
         for (sink, buffer) in sinks.iter_mut().zip(&buffers) {
             if let Some(sink) = sink {
                 sink.write_all(buffer)
-                    .context("kiln::io", || "write a blob".into())?;
+                    .context(Code::Io, || "write a blob".into())?;
             }
         }
         let end = band.first + band.values;
@@ -203,7 +203,7 @@ pub fn outputs(
     blobs: Blobs,
     error: ErrorFacts,
 ) -> Result<Outputs> {
-    let problem = |why: String| Problem::new("kiln::weights::encoding", why);
+    let problem = |why: String| Problem::new(Code::WeightsEncoding, why);
     let specs = encoding.parts(shape).map_err(problem)?;
     let blobs: Vec<Content> = blobs.into_iter().flatten().collect();
     let sizes = blobs.iter().map(|blob| Some(blob.digest.size_bytes));
@@ -250,7 +250,7 @@ pub fn refuse(tensor: &BlockTensor, band: &Band, misfit: Misfit, what: &str) -> 
     }
     let place = tensor.place(band.first + index);
     Problem::new(
-        "kiln::weights::range",
+        Code::WeightsRange,
         format!("{value:e} does not fit {what} ({place})"),
     )
     .help("keep this tensor in a wider form: `native` for `requant`, `f32` or `bf16` for `dequant`")
@@ -258,8 +258,10 @@ pub fn refuse(tensor: &BlockTensor, band: &Band, misfit: Misfit, what: &str) -> 
 
 fn not_finite(tensor: &BlockTensor, index: usize) -> Problem {
     Problem::new(
-        "kiln::weights::not_finite",
-        format!("infinite, or no number: {}", tensor.place(index)),
+        Code::WeightsNotFinite,
+        format!("a value is infinite or NaN: {}", tensor.place(index)),
     )
-    .help("the file is damaged, or was made of a model that is; fetch it again, or make it again")
+    .help(
+        "the file or the model that it was made from is damaged: fetch it again, or make it again",
+    )
 }

@@ -1,7 +1,7 @@
 //! The parts of a bundle, which `package` writes.
 
 use crate::action::{Manifest, Part, PartName};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::ContextFacts;
 use crate::model::shards::Processor;
 
@@ -41,7 +41,7 @@ pub fn check_for_genie(bundle: &Manifest) -> Result<()> {
     let place = ContextFacts::place(&binaries);
     if place.head == Processor::Cpu {
         return Err(Problem::new(
-            "kiln::package::place",
+            Code::PackagePlace,
             "the bundle leaves the head to the CPU, and Genie samples from the output of the last \
              binary",
         )
@@ -54,7 +54,7 @@ pub fn check_for_genie(bundle: &Manifest) -> Result<()> {
     let has_table = names.any(|name| name.as_str().ends_with(TABLE));
     if place.embedding == Processor::Cpu && !has_table {
         return Err(Problem::new(
-            "kiln::package::place",
+            Code::PackagePlace,
             "the bundle leaves the embedding to the CPU, and has no table for Genie to look up \
              rows in",
         )

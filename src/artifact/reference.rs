@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::action::{Manifest, Part};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// `greedy.json`: the reference's greedy continuation of the prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub fn windows<'a>(
     let count = count.unwrap_or(names.len());
     if count > names.len() {
         return Err(Problem::new(
-            "kiln::evaluate::windows",
+            Code::EvaluateWindows,
             format!(
                 "{count} windows are wanted, but the reference has {}",
                 names.len()

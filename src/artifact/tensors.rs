@@ -3,7 +3,7 @@
 use globset::{Glob, GlobMatcher};
 
 use crate::action::{Manifest, ParamProblem, Part};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::facts::TensorFacts;
 
 /// A tensor of a `model` manifest.
@@ -35,9 +35,8 @@ pub fn all(model: &Manifest) -> Result<Vec<Tensor<'_>>> {
 
 /// The matcher of a pattern of tensor names.
 pub fn pattern(text: &str) -> Result<GlobMatcher> {
-    let glob = Glob::new(text).context("kiln::plan::pattern", || {
-        format!("read the pattern `{text}`")
-    })?;
+    let glob =
+        Glob::new(text).context(Code::PlanPattern, || format!("read the pattern `{text}`"))?;
     Ok(glob.compile_matcher())
 }
 
@@ -62,7 +61,7 @@ pub fn unmatched(text: &str, what: &str, tensors: &[Tensor]) -> Problem {
         }
     }
     Problem::new(
-        "kiln::weights::unmatched",
+        Code::WeightsUnmatched,
         format!("the pattern `{text}` matches no {what} of the model"),
     )
     .help(format!(

@@ -1,7 +1,7 @@
 //! The library files of a plan's tools that stages load.
 
 use crate::action::{Inputs, PartName, ToolFile};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// The tool with Qualcomm's libraries, in `[tools]`.
 pub const QNN: &str = "qnn";
@@ -28,7 +28,7 @@ pub const RUNTIME: &str = "libonnxruntime.so";
 pub fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
     let Some(tool) = inputs.tools.get("ort") else {
         return Err(Problem::new(
-            "kiln::tool_missing",
+            Code::ToolMissing,
             "what a context binary leaves to the CPU runs in ONNX Runtime, and the tool `ort` is \
              not given",
         )

@@ -1,7 +1,7 @@
 //! A weight that `requant` or `dequant` wrote, read row by row.
 
 use crate::action::{Blob, Job, Manifest, Part};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::quant::number_at;
 use crate::model::weight::{Element, WeightFacts, WeightPart};
 
@@ -50,7 +50,7 @@ pub fn facts(job: &Job, folder: &str) -> Result<WeightFacts> {
 
 fn missing(name: &str) -> Problem {
     Problem::new(
-        "kiln::weights::missing",
+        Code::WeightsMissing,
         format!("the weights have no tensor `{name}`"),
     )
     .help("give the weights of this model")
@@ -59,8 +59,7 @@ fn missing(name: &str) -> Problem {
 impl Weight {
     /// The weight whose parts are the inputs `folder/codes` and so on.
     pub fn read(job: &Job, folder: &str) -> Result<Self> {
-        let problem =
-            |what: String| Problem::new("kiln::model::weight", format!("`{folder}`: {what}"));
+        let problem = |what: String| Problem::new(Code::ModelWeight, format!("`{folder}`: {what}"));
         let WeightFacts {
             encoding, shape, ..
         } = facts(job, folder)?;

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Problem, Result};
+use super::{Code, Problem, Result};
 
 /// A small JSON object whose canonical text is part of action keys: the facts of a part. Cheap to
 /// clone, since hundreds of actions may share it.
@@ -23,7 +23,7 @@ impl CanonJson {
         match serde_json::to_value(value) {
             Ok(value) => Ok(value.into()),
             Err(error) => Err(Problem::new(
-                "kiln::facts",
+                Code::Facts,
                 format!("facts are not JSON: {error}"),
             )),
         }
@@ -32,7 +32,7 @@ impl CanonJson {
     /// Deserializes the value as a `T`.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
         T::deserialize(&*self.0).map_err(|error| {
-            Problem::new("kiln::facts", format!("unexpected facts: {error}: {self}"))
+            Problem::new(Code::Facts, format!("unexpected facts: {error}: {self}"))
         })
     }
 

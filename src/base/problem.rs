@@ -8,10 +8,7 @@ use std::ops::Range;
 use miette::{Diagnostic, LabeledSpan};
 use serde::{Deserialize, Serialize};
 
-use super::Digest;
-
-/// The code of [`Problem::cancelled`].
-const CANCELLED: &str = "kiln::cancelled";
+use super::{Class, Code, Digest};
 
 /// The way out of a full disk.
 const MAKE_ROOM: &str = "make room (`kiln cache gc` removes what no last build needs) and run the \
@@ -26,7 +23,7 @@ pub type Result<T, E = Problem> = std::result::Result<T, E>;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
     /// Stable, like `kiln::plan::unknown_key`.
-    pub code: String,
+    pub code: Code,
     /// What happened, with all its facts: names, expected and found.
     pub message: String,
     /// Places in the plan text (byte ranges) with a few words each.
@@ -45,9 +42,9 @@ pub struct Problem {
 
 impl Problem {
     /// A problem with neither place nor advice yet.
-    pub fn new(code: &str, message: impl Into<String>) -> Self {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
         Problem {
-            code: code.into(),
+            code,
             message: message.into(),
             labels: Box::default(),
             help: None,
@@ -58,12 +55,12 @@ impl Problem {
 
     /// What ends work that is being stopped.
     pub fn cancelled() -> Self {
-        Problem::new(CANCELLED, "interrupted")
+        Problem::new(Code::Cancelled, "interrupted")
     }
 
     /// Whether it only says that work was stopped.
     pub fn is_cancelled(&self) -> bool {
-        self.code == CANCELLED
+        self.code.class() == Class::Interrupted
     }
 
     /// Adds the way out.
@@ -155,21 +152,21 @@ impl Diagnostic for Problem {
 /// Gives a foreign error a code and says what was being done.
 pub trait Context<T> {
     /// `context` completes the sentence "failed to ...", with names and paths.
-    fn context(self, code: &str, context: impl FnOnce() -> String) -> Result<T>;
+    fn context(self, code: Code, context: impl FnOnce() -> String) -> Result<T>;
 }
 
 impl<T, E: std::error::Error + 'static> Context<T> for std::result::Result<T, E> {
-    fn context(self, code: &str, context: impl FnOnce() -> String) -> Result<T> {
+    fn context(self, code: Code, context: impl FnOnce() -> String) -> Result<T> {
         match self {
             Ok(value) => Ok(value),
-            Err(error) => Err(failed_to(code, context(), &error)),
+            Err(error) => Err(failed_to(code.into(), context(), &error)),
         }
     }
 }
 
 /// Apart from the trait, whose methods are compiled once for each type and each call.
 #[cold]
-fn failed_to(code: &str, what: String, error: &(dyn std::error::Error + 'static)) -> Problem {
+fn failed_to(code: Code, what: String, error: &(dyn std::error::Error + 'static)) -> Problem {
     Problem::new(code, format!("failed to {what}")).because(error)
 }
 
@@ -183,7 +180,7 @@ mod tests {
     fn a_full_disk_has_a_way_out() {
         let help = |error: io::Error| {
             Err::<(), _>(error)
-                .context("kiln::io", || "write".into())
+                .context(Code::Io, || "write".into())
                 .unwrap_err()
                 .help
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, wait};
 
-use super::{Context, Result};
+use super::{Code, Context, Result};
 
 /// Time between two scans of the process table.
 const SCAN_INTERVAL: Duration = Duration::from_millis(2);
@@ -18,7 +18,7 @@ const MAX_SCANS: usize = 500;
 
 /// From now on, an orphan among the descendants of this process becomes its child.
 pub fn adopt_orphans() -> Result<()> {
-    set_child_subreaper(Some(getpid())).context("kiln::execute::orphans", || "adopt orphans".into())
+    set_child_subreaper(Some(getpid())).context(Code::ExecuteOrphans, || "adopt orphans".into())
 }
 
 /// Kills and reaps all descendants of this process. Nothing else may wait for a child of it.

@@ -19,7 +19,7 @@ use super::screen::{Screen, Views};
 use super::session::Session;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
-use crate::base::{Context, Problem, Result, bytes, count, duration};
+use crate::base::{Code, Context, Result, bytes, count, duration};
 use crate::engine::{CompletedStage, Limits};
 use crate::events::Summary;
 use crate::plan::PlannedStage;
@@ -115,11 +115,12 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     };
     let built = session.build(limits, &cancel, &completed, &mut screen);
     let mut wrote = early.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let (summary, mut failures) = screen.close();
+    let (summary, mut failures, unwritten) = screen.close();
     let remembered = session.remember(&built);
     let is_cancelled = cancel.load(Ordering::Relaxed);
     let kept = kept(&session.plan, &built);
-    if is_cancelled || remembered.is_err() || !failures.is_empty() {
+    let has_failed = !failures.is_empty() || !unwritten.is_empty();
+    if is_cancelled || remembered.is_err() || has_failed {
         let written = match locked {
             Some(_) => Ok(()),
             None => kept
@@ -127,16 +128,12 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
                 .map(drop),
         };
         let left = write_remaining(&session, &mut failures, &out, links);
-        let failed = failures.into_iter().map(|failure| failure.problem);
         let others = [remembered, written, left]
             .into_iter()
             .filter_map(Result::err);
-        let problems: Vec<Problem> = failed.chain(others).collect();
-        if !problems.is_empty() {
-            return Err(Failed {
-                problems,
-                source: None,
-            });
+        let failed = session.failed(&failures, unwritten.into_iter().chain(others));
+        if !failed.problems.is_empty() {
+            return Err(failed);
         }
         // With --json, the last event has said so.
         if !common.json {
@@ -199,9 +196,7 @@ fn interruption() -> Result<Arc<AtomicBool>> {
         let code = Exit::Interrupted as i32;
         signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&flag))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&flag)))
-            .context("kiln::call::signal", || {
-                format!("listen for signal {signal}")
-            })?;
+            .context(Code::CallSignal, || format!("listen for signal {signal}"))?;
     }
     Ok(flag)
 }

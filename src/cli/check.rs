@@ -26,12 +26,12 @@ pub struct Args {
 
 /// Checks the plan.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
-    let plan = args.plan.load(stages)?;
+    let (plan, texts) = args.plan.load_with_texts(stages)?;
     let Found { problems, warnings } = models(&plan);
     if !problems.is_empty() {
         return Err(Failed {
             problems,
-            source: None,
+            source: Some(texts),
         });
     }
     let answer = match common.json {
@@ -70,6 +70,10 @@ fn models(plan: &Plan) -> Found {
         let consumers: Vec<&PlannedStage> = plan.stages.iter().filter(consumes_it).collect();
         match with_headers(&mut files, |gguf| look(gguf, &consumers)) {
             Ok(warnings) => found.warnings.extend(warnings),
+            Err(problem) if problem.labels.is_empty() => {
+                let problem = problem.at(model.at.clone(), "this stage would fail");
+                found.problems.push(problem);
+            }
             Err(problem) => found.problems.push(problem),
         }
     }
@@ -93,7 +97,7 @@ fn files(plan: &Plan, model: &PlannedStage) -> Option<Vec<File>> {
         .filter(|files| !files.is_empty())
 }
 
-/// Refuses a model of which the stages `takers` can make nothing; yields what may be wrong.
+/// Refuses a model that `consumers` cannot use. Yields warnings.
 fn look(gguf: &Gguf, consumers: &[&PlannedStage]) -> Result<Vec<String>> {
     let facts = model_facts(gguf)?;
     // What is optional may never be asked for.
@@ -102,7 +106,8 @@ fn look(gguf: &Gguf, consumers: &[&PlannedStage]) -> Result<Vec<String>> {
     if let Some(of_text) = consumers.iter().find(is_of_text)
         && let Some(problem) = gguf.tokenizer_problem()
     {
-        return Err(problem.within(format!("`{}` would fail", of_text.id.0)));
+        let what = format!("the stage `{}` would fail", of_text.id.0);
+        return Err(problem.within(what).at(of_text.at.clone(), "this stage"));
     }
     let too_long = consumers.iter().filter_map(|stage| {
         let context = stage.params.get("context")?.as_u64()?;

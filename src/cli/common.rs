@@ -14,7 +14,7 @@ use super::Exit;
 use super::github::annotation;
 use crate::action::Registry;
 use crate::base::{
-    Context, Problem, Result, open_file, shown, shown_json, shown_line, without_commands,
+    Code, Context, Problem, Result, open_file, shown, shown_json, shown_line, without_commands,
 };
 use crate::plan::{self, MAX_TEXT_BYTES, Plan, Source, SourceMap};
 
@@ -71,9 +71,17 @@ fn setting(text: &str) -> Result<(String, String), String> {
 impl PlanArgs {
     /// Reads and checks the plan.
     pub fn load(&self, registry: &Registry) -> Result<Plan, Failed> {
-        let mut plan = understood(self.source()?, &self.set, registry)?;
+        Ok(self.load_with_texts(registry)?.0)
+    }
+
+    /// Reads and checks the plan; also yields the texts that its stages stand in.
+    pub(super) fn load_with_texts(
+        &self,
+        registry: &Registry,
+    ) -> Result<(Plan, Arc<SourceMap>), Failed> {
+        let (mut plan, texts) = understood(self.source()?, &self.set, registry)?;
         plan.texts.push(self.path.clone());
-        Ok(plan)
+        Ok((plan, texts))
     }
 
     fn source(&self) -> Result<Source> {
@@ -90,29 +98,30 @@ impl PlanArgs {
 
     /// The absolute folder that the plan lies in.
     pub(super) fn folder(&self) -> Result<PathBuf> {
-        let path = std::path::absolute(&self.path).context("kiln::plan::unreadable", || {
+        let path = std::path::absolute(&self.path).context(Code::PlanUnreadable, || {
             format!("find the folder of {}", self.path.display())
         })?;
         Ok(path.parent().map_or(path.clone(), PathBuf::from))
     }
 }
 
-/// The plan that `source` is, with what it includes.
+/// The plan that `source` is, with what it includes, and all its texts.
 pub(super) fn understood(
     source: Source,
     sets: &[(String, String)],
     registry: &Registry,
-) -> Result<Plan, Failed> {
+) -> Result<(Plan, Arc<SourceMap>), Failed> {
     let mut texts = vec![];
     let map = SourceMap::gather(source, &mut |path| {
         texts.push(path.into());
         read(path)
     });
+    let map = Arc::new(map);
     match plan::read(&map, sets, registry) {
-        Ok(plan) => Ok(Plan { texts, ..plan }),
+        Ok(plan) => Ok((Plan { texts, ..plan }, map)),
         Err(problems) => Err(Failed {
             problems,
-            source: Some(Arc::new(map)),
+            source: Some(map),
         }),
     }
 }
@@ -125,7 +134,7 @@ fn read(path: &Path) -> Result<String> {
             file.take(MAX_TEXT_BYTES as u64 + 1)
                 .read_to_string(&mut text)
         })
-        .context("kiln::plan::unreadable", || {
+        .context(Code::PlanUnreadable, || {
             format!("read the plan {}", path.display())
         })?;
     Ok(text)
@@ -137,7 +146,7 @@ fn read(path: &Path) -> Result<String> {
 pub struct Failed {
     /// At least one.
     pub problems: Vec<Problem>,
-    /// The plan, if it is the plan that is wrong.
+    /// The plan that they point into, if they do.
     pub source: Option<Arc<SourceMap>>,
 }
 
@@ -185,11 +194,7 @@ impl Common {
                 );
             }
         }
-        match (&failed.source, failed.problems.first()) {
-            (None, Some(problem)) => Exit::of(problem),
-            (None, None) => Exit::StageFailed,
-            (Some(_), _) => Exit::BadCall,
-        }
+        failed.problems.first().map_or(Exit::StageFailed, Exit::of)
     }
 
     /// A problem as people read it, with the plan's lines it points to.
@@ -201,14 +206,14 @@ impl Common {
         };
         let handler = GraphicalReportHandler::new_themed(theme)
             .with_links(false)
-            .with_width(120)
+            .with_width(width(std::env::var("COLUMNS").ok().as_deref()))
             .with_break_words(false);
         let mut whole = problem.clone();
         for cause in whole.causes.drain(..) {
             whole.message.push_str("\ncaused by: ");
             whole.message.push_str(&cause);
         }
-        whole.code = shown_line(&whole.code);
+        whole.code = Code::of(&shown_line(whole.code.as_str()));
         whole.message = abridged(&shown(&whole.message));
         whole.help = whole.help.map(|help| abridged(&shown(&help)));
         whole
@@ -238,6 +243,20 @@ impl Common {
             ColorChoice::Auto => auto_colors(|name| std::env::var_os(name), stderr().is_terminal()),
         }
     }
+}
+
+/// How wide problems are where nothing says how wide the terminal is; no wider, so that they can be
+/// read.
+const MAX_WIDTH: usize = 120;
+/// Narrower, there is no room for the plan's lines.
+const MIN_WIDTH: usize = 60;
+
+/// How wide problems are, by what `COLUMNS` says.
+fn width(columns: Option<&str>) -> usize {
+    let columns = columns.and_then(|columns| columns.parse().ok());
+    columns.map_or(MAX_WIDTH, |columns: usize| {
+        columns.clamp(MIN_WIDTH, MAX_WIDTH)
+    })
 }
 
 /// Cap on a problem with the plan's lines: a line may be as long as the plan.
@@ -333,6 +352,19 @@ mod tests {
         check(&[("CLICOLOR_FORCE", "1")], false, true);
         check(&[("CLICOLOR_FORCE", "0")], false, false);
         check(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")], true, false);
+    }
+
+    #[test]
+    fn problems_are_as_wide_as_the_terminal_within_reason() {
+        for (columns, expected) in [
+            (None, 120),
+            (Some("100"), 100),
+            (Some("20"), 60),
+            (Some("400"), 120),
+            (Some("wide"), 120),
+        ] {
+            assert_eq!(width(columns), expected);
+        }
     }
 
     #[test]

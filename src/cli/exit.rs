@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::base::Problem;
+use crate::base::{Class, Problem};
 
 /// The documented exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,24 +43,12 @@ impl Exit {
 
     /// The code that says what sort of problem this is.
     pub fn of(problem: &Problem) -> Exit {
-        match problem.code.as_str() {
-            "kiln::cancelled" => Exit::Interrupted,
-            "kiln::tool_missing" | "kiln::tool_file_missing" => Exit::ToolMissing,
-            "kiln::fetch::digest"
-            | "kiln::store::corrupt"
-            | "kiln::store::window"
-            | "kiln::bundle::digest" => Exit::DigestDiffers,
-            "kiln::lock::differs" | "kiln::check::differs" | "kiln::verify::differs" => {
-                Exit::DigestDiffers
-            }
-            "kiln::fetch::unpinned" => Exit::BadCall,
-            code if ["kiln::plan::", "kiln::call::", "kiln::log::"]
-                .iter()
-                .any(|room| code.starts_with(room)) =>
-            {
-                Exit::BadCall
-            }
-            _ => Exit::StageFailed,
+        match problem.code.class() {
+            Class::Plan => Exit::BadCall,
+            Class::Stage | Class::Store => Exit::StageFailed,
+            Class::Digest => Exit::DigestDiffers,
+            Class::Tool => Exit::ToolMissing,
+            Class::Interrupted => Exit::Interrupted,
         }
     }
 }

@@ -8,7 +8,7 @@ use super::plan::{waits_for, why};
 use super::session::Session;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
-use crate::base::Problem;
+use crate::base::{Code, Problem};
 use crate::engine::{Built, BuiltPart};
 use crate::plan::{Plan, PlannedStage};
 
@@ -81,7 +81,7 @@ fn stage_of<'a>(plan: &'a Plan, name: &str) -> Result<&'a PlannedStage, Problem>
             .map(|stage| stage.id.0.as_str())
             .collect();
         Problem::new(
-            "kiln::call::unknown_stage",
+            Code::CallUnknownStage,
             format!("the plan has no stage for `{name}`"),
         )
         .help(format!("it has: {}", known.join(", ")))
@@ -108,11 +108,10 @@ fn named<'a>(
         .collect();
     if found.is_empty() {
         let all: Vec<String> = of_stage.iter().map(|part| part.id.to_string()).collect();
-        return Err(Problem::new(
-            "kiln::call::unknown_part",
-            format!("there is no part `{name}`"),
-        )
-        .help(format!("`{}` has: {}", stage.id, all.join(", "))));
+        return Err(
+            Problem::new(Code::CallUnknownPart, format!("there is no part `{name}`"))
+                .help(format!("`{}` has: {}", stage.id, all.join(", "))),
+        );
     }
     Ok(found)
 }

@@ -20,7 +20,7 @@ pub(super) fn annotation(problem: &Problem, source: Option<&SourceMap>) -> Strin
             format!("col={column}"),
         ]);
     }
-    properties.push(format!("title={}", property(&problem.code)));
+    properties.push(format!("title={}", property(problem.code.as_str())));
     format!(
         "::error {}::{}",
         properties.join(","),
@@ -48,6 +48,7 @@ fn property(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Code;
     use crate::plan::Source;
 
     fn check(problem: Problem, plan: Option<(&str, &str)>, expect: &str) {
@@ -64,7 +65,7 @@ mod tests {
 
     #[test]
     fn problems_are_annotations_at_their_place() {
-        let unknown = || Problem::new("kiln::plan::unknown_stage", "no stage `modle`");
+        let unknown = || Problem::new(Code::PlanUnknownStage, "no stage `modle`");
         check(
             unknown().at(14..19, "here").help("did you mean `model`?"),
             Some(("plans/a,b.toml", "[plan]\n# ä\n  tensors = 'modle'")),
@@ -92,7 +93,8 @@ mod tests {
 
     #[test]
     fn a_message_stays_one_line_and_text() {
-        let problem = Problem::new("a:b,c%", "100 % of it,\r\nall: gone").within("failed to try");
+        let problem =
+            Problem::new(Code::of("a:b,c%"), "100 % of it,\r\nall: gone").within("failed to try");
         check(
             problem,
             None,

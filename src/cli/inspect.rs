@@ -13,7 +13,7 @@ pub(super) use gguf::{open_all, with_headers};
 
 use super::session::PROGRAM;
 use super::{Common, Exit, Failed};
-use crate::base::{Context, Problem, Result, head, open_file};
+use crate::base::{Code, Context, Problem, Result, head, open_file};
 use crate::model::gguf::MAGIC as GGUF;
 use crate::model::quant_report::QuantReport;
 use crate::stages::fetch::what_else;
@@ -49,13 +49,13 @@ pub(in crate::cli) const START_BYTES: u64 = 16;
 /// The problem of a file that begins with `start`, told as what it is if that is known.
 pub(in crate::cli) fn unknown(path: &Path, start: &[u8]) -> Problem {
     if let Some((what, help)) = what_else(&path.to_string_lossy(), path) {
-        return Problem::new("kiln::call::format", format!("it is {what}")).help(help);
+        return Problem::new(Code::CallFormat, format!("it is {what}")).help(help);
     }
     let message = format!(
         "unknown format: it begins with \"{}\"",
         start.escape_ascii()
     );
-    Problem::new("kiln::call::format", message)
+    Problem::new(Code::CallFormat, message)
         .help("kiln describes GGUF, ONNX, DLC, context binary and quantization report files")
 }
 
@@ -77,7 +77,7 @@ fn in_a_child(path: &Path) -> Result<Exit> {
         .args(std::env::args_os().skip(1))
         .env(HERE, "1")
         .status();
-    let status = status.context("kiln::inspect::child", failed)?;
+    let status = status.context(Code::InspectChild, failed)?;
     match status.code() {
         Some(code) => Ok(Exit::from_code(code)),
         None => {
@@ -87,7 +87,7 @@ fn in_a_child(path: &Path) -> Result<Exit> {
             );
             let help = "the file is damaged, hostile, or of another version than the library: \
                         make it anew";
-            Err(Problem::new("kiln::inspect::crashed", message).help(help))
+            Err(Problem::new(Code::InspectCrashed, message).help(help))
         }
     }
 }
@@ -99,9 +99,8 @@ fn describe(args: &Args, common: &Common) -> Result<String> {
         folder: args.qnn.as_deref(),
         cache: &common.cache,
     };
-    let file = open_file(&args.file).context("kiln::call::unreadable", || "open it".into())?;
-    let magic =
-        head(&args.file, START_BYTES).context("kiln::call::unreadable", || "read it".into())?;
+    let file = open_file(&args.file).context(Code::CallUnreadable, || "open it".into())?;
+    let magic = head(&args.file, START_BYTES).context(Code::CallUnreadable, || "read it".into())?;
     let text = match magic.as_slice() {
         start if start.starts_with(&GGUF) => return gguf::describe(&args.file, args.tensors, json),
         start if start.starts_with(QuantReport::MAGIC) => {

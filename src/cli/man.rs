@@ -7,7 +7,7 @@ use clap_mangen::{Man, generate_to};
 
 use super::places::Places;
 use super::{Call, Common, Exit, Failed};
-use crate::base::{Context, Result};
+use crate::base::{Code, Context, Result};
 
 /// Where to.
 #[derive(clap::Args)]
@@ -23,13 +23,13 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     if let Some(folder) = &args.folder {
         Places::new(&common.cache, []).refuse_in_cache("the manual", folder)?;
         let written = fs::create_dir_all(folder).and_then(|()| generate_to(pages, folder));
-        written.context("kiln::call::write", || {
+        written.context(Code::CallWrite, || {
             format!("write manual pages to {}", folder.display())
         })?;
     } else {
         let mut page = vec![];
         let rendered = Man::new(pages).render(&mut page);
-        rendered.context("kiln::call::write", || "write the manual page".into())?;
+        rendered.context(Code::CallWrite, || "write the manual page".into())?;
         common.print_as_it_is(&String::from_utf8_lossy(&page));
     }
     Ok(Exit::Done)

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::records::withdraw;
-use super::screen::Failure;
 use super::session::Session;
 use crate::action::{Content, Manifest, Part, PartName};
 use crate::base::{CanonJson, Result};
 use crate::engine::{Built, CompletedStage};
+use crate::events::Failure;
 use crate::plan::{Keep, Plan, PlannedStage};
 use crate::store::{BlobStore, Links, Space, publish};
 
@@ -65,7 +65,7 @@ pub(super) fn write_remaining(
     out: &Path,
     links: Links,
 ) -> Result<()> {
-    for Failure { stage, problem } in failures
+    for Failure { part, problem, .. } in failures
         .iter_mut()
         .filter(|failure| !failure.problem.left.is_empty())
     {
@@ -73,7 +73,7 @@ pub(super) fn write_remaining(
             .plan
             .stages
             .iter()
-            .find(|planned| Some(&planned.id.0) == stage.as_ref());
+            .find(|planned| planned.id.0 == part.stage);
         let Some(planned) = planned.filter(|planned| planned.keep != Keep::Nothing) else {
             continue;
         };

@@ -5,10 +5,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::store::RECORD;
-
-const CODE: &str = "kiln::call::place";
 
 /// Files that people write, or that hold a build to its word: no report goes over one.
 const WRITTEN_BY_HAND: [&str; 2] = ["toml", "lock"];
@@ -62,7 +60,7 @@ impl Places {
                 "{what} would be written to {}, which is for something else",
                 path.display()
             );
-            return Err(Problem::new(CODE, message).help("name a file of its own"));
+            return Err(Problem::new(Code::CallPlace, message).help("name a file of its own"));
         }
         self.taken.push(path.into());
         Ok(())
@@ -76,8 +74,9 @@ impl Places {
                 path.display(),
                 self.cache.display()
             );
-            return Err(Problem::new(CODE, message)
-                .help("only kiln's own files lie there: name a place beside it"));
+            return Err(
+                Problem::new(Code::CallPlace, message).help("choose a place outside of the cache")
+            );
         }
         Ok(())
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::places::Places;
 use super::reports::{self, Reports};
 use super::{Common, Exit, Failed};
-use crate::base::{Context, Problem, count, duration, open_file};
-use crate::events::{Event, JsonLines, LogReader, Plain, Summary, TimedListener};
+use crate::base::{Code, Context, count, duration, open_file};
+use crate::events::{Event, Failures, JsonLines, LogReader, Plain, Summary, TimedListener};
 
 /// What to show, and how.
 #[derive(clap::Args)]
@@ -37,7 +37,7 @@ fn speed(text: &str) -> Result<f64, String> {
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let name = args.log.display();
     let opened =
-        open_file(&args.log).context("kiln::log::unreadable", || format!("read the log {name}"));
+        open_file(&args.log).context(Code::LogUnreadable, || format!("read the log {name}"));
     let file = opened.map_err(|problem| problem.help("`kiln build PLAN --log FILE` writes one"))?;
     let mut reports = Reports::open(
         &args.reports,
@@ -68,8 +68,8 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     }
     problems.extend(reports.write());
     if !common.json {
-        for problem in &told.problems {
-            let _ = writeln!(stderr(), "{}", common.render(problem, None));
+        for failure in told.failures.all() {
+            let _ = writeln!(stderr(), "{}", common.render(&failure.report(), None));
         }
         common.print(&told.end());
     }
@@ -87,7 +87,7 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
 #[derive(Default)]
 struct Told {
     summary: Summary,
-    problems: Vec<Problem>,
+    failures: Failures,
     last_ms: u64,
     plan: String,
     cancelled: bool,
@@ -96,12 +96,10 @@ struct Told {
 impl TimedListener for Told {
     fn on_event_at(&mut self, at_ms: u64, event: &Event) {
         self.summary.on_event_at(at_ms, event);
+        self.failures.on_event_at(at_ms, event);
         self.last_ms = at_ms;
         match event {
             Event::Begun { plan, .. } => self.plan.clone_from(plan),
-            Event::Failed { problem, .. } if !self.problems.contains(problem) => {
-                self.problems.push(problem.clone())
-            }
             Event::Finished { cancelled, .. } => self.cancelled = *cancelled,
             _ => {}
         }

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use super::places::Places;
 use crate::base::atomic::{check_replaceable, folder_of, write_atomic};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::events::{Event, Junit, Report, TimedListener, Trace};
 
 /// Which files.
 #[derive(clap::Args, Default)]
+#[group(skip)]
 pub struct Args {
     /// Write a JUnit report to FILE, for CI systems: a suite a stage, a case a part
     #[arg(long, value_name = "FILE")]
@@ -44,7 +45,7 @@ impl Reports {
     /// Writes each, whole or not at all; yields what could not be written.
     pub(super) fn write(&self) -> Vec<Problem> {
         let write = |(path, report): &(PathBuf, Box<dyn Report>)| -> Result<()> {
-            write_atomic(path, &report.file()?).context("kiln::report::write", || {
+            write_atomic(path, &report.file()?).context(Code::ReportWrite, || {
                 format!("write the report {}", path.display())
             })
         };
@@ -68,12 +69,12 @@ fn try_to_write(path: &Path) -> Result<()> {
     let refused = || format!("write the report {}", path.display());
     if path.is_dir() {
         let message = format!("failed to {}: it is a folder", refused());
-        return Err(Problem::new("kiln::call::report", message).help("give the path of a file"));
+        return Err(Problem::new(Code::CallReport, message).help("give the path of a file"));
     }
     check_replaceable(path)
         .and_then(|()| std::fs::create_dir_all(folder_of(path)))
         .and_then(|()| tempfile::tempfile_in(folder_of(path)))
         .map(drop)
-        .context("kiln::call::report", refused)
+        .context(Code::CallReport, refused)
         .map_err(|problem| problem.help("give a path in a folder that can be written to"))
 }

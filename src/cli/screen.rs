@@ -12,8 +12,10 @@ use super::places::Places;
 use super::reports::{self, Reports};
 use super::{Common, Failed};
 use crate::base::atomic::folder_of;
-use crate::base::{Context, Problem};
-use crate::events::{Bars, Event, JsonLines, Listener, Plain, Summary, TimedListener};
+use crate::base::{Code, Context, Problem};
+use crate::events::{
+    Bars, Event, Failure, Failures, JsonLines, Listener, Plain, Summary, TimedListener,
+};
 
 /// The views besides the one on screen.
 #[derive(clap::Args, Default)]
@@ -30,16 +32,10 @@ pub struct Views {
 pub(super) struct Screen {
     begun: Option<Instant>,
     summary: Summary,
-    failures: Vec<Failure>,
+    failures: Failures,
     shown: Shown,
     log: Option<(PathBuf, JsonLines<File>)>,
     reports: Reports,
-}
-
-/// What went wrong, and in which stage, if it was in one.
-pub(super) struct Failure {
-    pub(super) stage: Option<String>,
-    pub(super) problem: Problem,
 }
 
 /// A build in which nothing happens shows nothing.
@@ -67,7 +63,7 @@ impl Screen {
         };
         let open = |path: &PathBuf| {
             let create = std::fs::create_dir_all(folder_of(path)).and_then(|()| create(path));
-            let file = create.context("kiln::call::log", || {
+            let file = create.context(Code::CallLog, || {
                 format!("write the log {}", path.display())
             })?;
             Ok::<_, Problem>((path.clone(), JsonLines::new(file)))
@@ -76,35 +72,28 @@ impl Screen {
         Ok(Screen {
             begun: None,
             summary: Summary::default(),
-            failures: vec![],
+            failures: Failures::default(),
             shown,
             log,
             reports,
         })
     }
 
-    /// Writes the reports. Yields what happened, and what went wrong.
-    pub(super) fn close(self) -> (Summary, Vec<Failure>) {
+    /// Writes the reports. Yields what happened, what failed, and what else went wrong.
+    pub(super) fn close(self) -> (Summary, Vec<Failure>, Vec<Problem>) {
         let mut problems = vec![];
         if let Some((path, Some(error))) = self.log.map(|(path, lines)| (path, lines.failed())) {
             let message = format!("failed to write the log {}; it is cut", path.display());
             let help = "what was built is in the cache all the same: a second build writes the \
                         rest of it out";
             problems.push(
-                Problem::new("kiln::report::write", message)
+                Problem::new(Code::ReportWrite, message)
                     .because(&error)
                     .help(help),
             );
         }
         problems.extend(self.reports.write());
-        let unstaged = problems.into_iter().map(|problem| Failure {
-            stage: None,
-            problem,
-        });
-        (
-            self.summary,
-            self.failures.into_iter().chain(unstaged).collect(),
-        )
+        (self.summary, self.failures.into_vec(), problems)
     }
 }
 
@@ -113,19 +102,7 @@ impl Listener for Screen {
         let begun = *self.begun.get_or_insert_with(Instant::now);
         let at_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
         self.summary.on_event(event);
-        if let Event::Failed { part, problem } = event {
-            // Parts often fail alike; what each stage leaves is its own.
-            let is_known = |known: &Failure| {
-                known.problem == *problem
-                    && (problem.left.is_empty() || known.stage.as_ref() == Some(&part.stage))
-            };
-            if !self.failures.iter().any(is_known) {
-                self.failures.push(Failure {
-                    stage: Some(part.stage.clone()),
-                    problem: problem.clone(),
-                });
-            }
-        }
+        self.failures.on_event(event);
         if let Some((_, log)) = &mut self.log {
             log.on_event_at(at_ms, event);
         }

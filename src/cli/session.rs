@@ -1,6 +1,7 @@
 //! What `build`, `plan` and `explain` need alike: the plan, the stages, the cache and the record.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
@@ -8,11 +9,11 @@ use serde_json::Value;
 use super::places::Places;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
-use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};
+use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, hash_bytes};
 use crate::engine::{Build, Built, CompletedStage, Limits, Record, StageCache, select};
-use crate::events::{Event, Listener};
+use crate::events::{Failure, Failures, Listener};
 use crate::execute::{Executor, Local};
-use crate::plan::{Plan, PlannedStage};
+use crate::plan::{Plan, PlannedStage, SourceMap};
 use crate::records::Outline;
 use crate::records::lock;
 use crate::store::{ActionCache, Disk, LocalStore, Stamp};
@@ -31,6 +32,8 @@ pub(super) struct Session<'a> {
     pub(super) program: Digest,
     /// The files that the plan, whatever is wanted of it, is read from or names.
     reads: Vec<PathBuf>,
+    /// What the stages of the plan stand in.
+    texts: Arc<SourceMap>,
     last: Record,
 }
 
@@ -42,7 +45,7 @@ impl<'a> Session<'a> {
         common: &Common,
         stages: &'a Registry,
     ) -> Result<Session<'a>, Failed> {
-        let plan = args.load(stages)?;
+        let (plan, texts) = args.load_with_texts(stages)?;
         let outline = Outline::of(&plan, &args.folder()?, stages);
         let mut reads = plan.texts.clone();
         reads.push(lock::beside(&args.path));
@@ -50,7 +53,7 @@ impl<'a> Session<'a> {
             .iter()
             .for_each(|stage| files_in(&stage.params, &mut reads));
         let plan = select(plan, wanted)?;
-        look_for_files(&plan, stages)?;
+        look_for_files(&plan, &texts, stages)?;
         let store = Disk::open(&common.cache)?;
         let last = Record::open(store.root(), &plan.name)?;
         let program = program()?;
@@ -60,6 +63,7 @@ impl<'a> Session<'a> {
             stages,
             outline,
             program,
+            texts,
             reads,
             last,
         })
@@ -123,7 +127,7 @@ impl<'a> Session<'a> {
 
     /// Finds out what a build would do, part by part.
     pub(super) fn dry_run(&self) -> Result<Built, Failed> {
-        let mut ear = Problems::default();
+        let mut failures = Failures::default();
         let limits = Limits {
             jobs: 0,
             memory_bytes: u64::MAX,
@@ -132,13 +136,39 @@ impl<'a> Session<'a> {
         let (local, cancel) = (self.local(), AtomicBool::new(false));
         let built = self
             .prepared(&self.store, &local, limits, &cancel)
-            .run(&mut ear);
-        match ear.0 {
-            problems if problems.is_empty() => Ok(built),
-            problems => Err(Failed {
-                problems,
-                source: None,
-            }),
+            .run(&mut failures);
+        match failures.into_vec() {
+            failures if failures.is_empty() => Ok(built),
+            failures => Err(self.failed(&failures, [])),
+        }
+    }
+
+    /// The end of a build that failed: `failures`, each with its stages in the plan, and what else
+    /// went wrong.
+    pub(super) fn failed(
+        &self,
+        failures: &[Failure],
+        others: impl IntoIterator<Item = Problem>,
+    ) -> Failed {
+        let mut problems = vec![];
+        for failure in failures {
+            let mut problem = failure.report();
+            let stages = failure.stages();
+            for stage in &self.plan.stages {
+                let at = &stage.at;
+                // Instances of one stage stand at one place.
+                if stages.contains(&stage.id.0.as_str())
+                    && !problem.labels.iter().any(|(known, _)| known == at)
+                {
+                    problem = problem.at(at.clone(), "this stage");
+                }
+            }
+            problems.push(problem);
+        }
+        problems.extend(others);
+        Failed {
+            problems,
+            source: Some(Arc::clone(&self.texts)),
         }
     }
 
@@ -169,23 +199,37 @@ fn files_in(params: &Value, paths: &mut Vec<PathBuf>) {
     }
 }
 
-/// Says at once which files of this machine the plan lacks, and not when the stages before those
-/// that read them are done.
-fn look_for_files(plan: &Plan, stages: &Registry) -> Result<(), Failed> {
-    let mut problems: Vec<Problem> = vec![];
+/// Reports all files of this machine that are missing before the build starts. A file that several
+/// stages lack is one problem.
+fn look_for_files(plan: &Plan, texts: &Arc<SourceMap>, stages: &Registry) -> Result<(), Failed> {
+    // Each without labels, and with them.
+    let mut missing: Vec<(Problem, Problem)> = vec![];
     for stage in &plan.stages {
-        let kind = stages.get(&stage.kind);
-        let problem = kind.and_then(|kind| kind.files(&stage.params).err());
-        problems.extend(problem.filter(|problem| !problems.contains(problem)));
+        let Some(kind) = stages.get(&stage.kind) else {
+            continue;
+        };
+        let Err(problem) = kind.files(&stage.params) else {
+            continue;
+        };
+        let index = match missing.iter().position(|(known, _)| *known == problem) {
+            Some(index) => index,
+            None => {
+                missing.push((problem.clone(), problem));
+                missing.len() - 1
+            }
+        };
+        let (_, problem) = &mut missing[index];
+        if !problem.labels.iter().any(|(at, _)| *at == stage.at) {
+            *problem = problem.clone().at(stage.at.clone(), "this stage needs it");
+        }
     }
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(Failed {
-            problems,
-            source: None,
-        })
+    if missing.is_empty() {
+        return Ok(());
     }
+    Err(Failed {
+        problems: missing.into_iter().map(|(_, problem)| problem).collect(),
+        source: Some(Arc::clone(texts)),
+    })
 }
 
 /// This program's file, whatever becomes of its name during a build.
@@ -194,20 +238,7 @@ pub(super) const PROGRAM: &str = "/proc/self/exe";
 /// What this program is: another file, or the same one written anew, may expand stages in another
 /// way.
 fn program() -> Result<Digest> {
-    let file = std::fs::metadata(PROGRAM).context("kiln::call::program", || {
-        "look at this program's file".into()
-    })?;
+    let file = std::fs::metadata(PROGRAM)
+        .context(Code::CallProgram, || "look at this program's file".into())?;
     CanonJson::of(&Stamp::of(&file)).map(|stamp| hash_bytes(stamp.to_string().as_bytes()))
-}
-
-/// Hears only what goes wrong.
-#[derive(Default)]
-pub(super) struct Problems(pub(super) Vec<Problem>);
-
-impl Listener for Problems {
-    fn on_event(&mut self, event: &Event) {
-        if let Event::Failed { problem, .. } = event {
-            self.0.push(problem.clone());
-        }
-    }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::action::{Demand, Isolation, Job, Part};
-use crate::base::{CanonJson, Problem, Result};
+use crate::base::{CanonJson, Code, Problem, Result};
 use crate::lower::{device_use, lower};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
@@ -42,7 +42,7 @@ pub fn device_uses(graphs: &[GraphFacts]) -> Result<Vec<DeviceUse>> {
                 "graph `{}` does not say how its weights are stored",
                 graph.name
             );
-            return Err(Problem::new("kiln::device::weights", message)
+            return Err(Problem::new(Code::DeviceWeights, message)
                 .help("write the graph again with this version of kiln"));
         }
         for weight_use in &graph.weights {
@@ -172,7 +172,7 @@ pub fn check_signatures(artifact: &str, expected: &[GraphInfo], found: &[GraphIn
     let mut other = found;
     other.retain(|graph| !expected.contains(graph));
     Err(Problem::new(
-        "kiln::device::read_back",
+        Code::DeviceReadBack,
         format!(
             "the finished {artifact} is not what was asked for: it lacks {lacking:?} and has \
              {other:?} instead"

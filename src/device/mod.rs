@@ -20,9 +20,8 @@ use sha2::{Digest as _, Sha256};
 use crate::action::Job;
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TOKENIZER};
 use crate::artifact::device::Figures;
-use crate::base::{Context, Problem, Result, quoted};
+use crate::base::{Code, Context, Problem, Result, quoted};
 
-use transport::CODE;
 pub use transport::Transport;
 
 /// The program that runs a bundle.
@@ -73,7 +72,11 @@ impl Device {
     /// Runs the bundle of stage `bundle`, whose files are inputs of the job.
     pub fn measure(&self, bundle: &str, job: &Job) -> Result<Figures> {
         let link = Transport::parse(&self.device).map_err(|help| {
-            Problem::new(CODE, format!("{:?} is no device", self.device)).help(help)
+            Problem::new(
+                Code::MeasureDevice,
+                format!("{:?} is no device", self.device),
+            )
+            .help(help)
         })?;
         // Locks the device: two jobs at a time would slow down each other.
         job.partial(&format!("device {link}"))?;
@@ -84,14 +87,16 @@ impl Device {
         let script = self.run_script(&folder, files.contains_key(PROMPT));
         let output = link.run(&script, RUN_LIMIT, job)?;
         profile::read(&output).map_err(|what| {
-            Problem::new(CODE, format!("{link}: `{bundle}` was not measured: {what}")).help(
-                format!(
-                    "on the device, {folder} has the bundle, and kiln-answer.txt the output of \
+            Problem::new(
+                Code::MeasureDevice,
+                format!("{link}: `{bundle}` was not measured: {what}"),
+            )
+            .help(format!(
+                "on the device, {folder} has the bundle, and kiln-answer.txt the output of \
                      {RUNNER}; the bundle must be for this chip, and the libraries in {} as new as \
                      its README requires",
-                    self.runner
-                ),
-            )
+                self.runner
+            ))
         })
     }
 
@@ -110,7 +115,7 @@ impl Device {
             }
             let Some(sha256) = sums.get(name) else {
                 return Err(Problem::new(
-                    "kiln::measure::bundle",
+                    Code::MeasureBundle,
                     format!("{SUMS} of `{bundle}` does not list `{name}`"),
                 ));
             };
@@ -123,7 +128,7 @@ impl Device {
         }
         let config = self.limited_config(&job.read(&format!("{bundle}/{CONFIG}"))?)?;
         let local = job.scratch()?.join(format!("{bundle}.{LIMITED_CONFIG}"));
-        fs::write(&local, &config).context("kiln::io", || format!("write {}", local.display()))?;
+        fs::write(&local, &config).context(Code::Io, || format!("write {}", local.display()))?;
         let mut sha256 = String::new();
         for byte in Sha256::digest(&config) {
             sha256 += &format!("{byte:02x}");
@@ -140,14 +145,13 @@ impl Device {
     /// The bundle's configuration `text`, with the maximum length of the answer.
     fn limited_config(&self, text: &[u8]) -> Result<Vec<u8>> {
         let mut config: Value = serde_json::from_slice(text)
-            .context("kiln::measure::bundle", || format!("read {CONFIG}"))?;
+            .context(Code::MeasureBundle, || format!("read {CONFIG}"))?;
         let Some(Value::Object(dialog)) = config.get_mut("dialog") else {
             let message = format!("{CONFIG} has no dialog");
-            return Err(Problem::new("kiln::measure::bundle", message));
+            return Err(Problem::new(Code::MeasureBundle, message));
         };
         dialog.insert("max-num-tokens".into(), self.answer_tokens.into());
-        serde_json::to_vec(&config)
-            .context("kiln::measure::bundle", || format!("serialize {CONFIG}"))
+        serde_json::to_vec(&config).context(Code::MeasureBundle, || format!("serialize {CONFIG}"))
     }
 
     /// Those of `files` that are not on the device with the right sha256.
@@ -209,7 +213,7 @@ impl Device {
     fn no_runner(&self, link: &Transport) -> Problem {
         let Device { runner, .. } = self;
         Problem::new(
-            "kiln::tool_missing",
+            Code::ToolMissing,
             format!("{link} has no program {runner}/{RUNNER} that may be run"),
         )
         .help(format!(
@@ -244,7 +248,7 @@ fn send_files(
         let output = link.run(&script, SHORT_LIMIT, job)?;
         if !output.lines().any(|line| line == COMPLETE) {
             return Err(Problem::new(
-                CODE,
+                Code::MeasureDevice,
                 format!("{link}: {folder}/{name} did not arrive as it was sent"),
             )
             .help("run the same command again; its disk may be full (`df` in its shell)"));

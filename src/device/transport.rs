@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::action::Job;
-use crate::base::{Context, Problem, Result, duration, quoted, tail};
+use crate::base::{Code, Context, Problem, Result, duration, quoted, tail};
 
 /// The last line that every script prints. If it is missing, the connection broke.
 const END: &str = "kiln end";
@@ -79,8 +79,8 @@ impl Transport {
                 self.call(command, Stdio::null(), limit, job)?
             }
             Transport::Ssh(_) => {
-                let file = File::open(local)
-                    .context("kiln::io", || format!("open {}", local.display()))?;
+                let file =
+                    File::open(local).context(Code::Io, || format!("open {}", local.display()))?;
                 self.call(
                     self.shell(&format!("cat > {}", quoted(remote))),
                     file.into(),
@@ -149,7 +149,7 @@ impl Transport {
                 let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
                 child
                     .wait()
-                    .context("kiln::io", || "end a call to a device".into())?;
+                    .context(Code::Io, || "end a call to a device".into())?;
                 return Err(problem);
             }
         };
@@ -171,21 +171,21 @@ impl Transport {
         loop {
             if let Some(status) = child
                 .try_wait()
-                .context("kiln::io", || "wait for a device".into())?
+                .context(Code::Io, || "wait for a device".into())?
             {
                 return Ok(status);
             }
             job.check_cancelled()?;
             if start.elapsed() > limit {
                 let what = format!("{self} did not answer within {}", duration(limit));
-                return Err(Problem::new(CODE, what).help(self.advice()));
+                return Err(Problem::new(Code::MeasureDevice, what).help(self.advice()));
             }
             for output in outputs {
                 if let Ok(metadata) = fs::metadata(output)
                     && metadata.len() > MAX_OUTPUT_BYTES
                 {
                     return Err(Problem::new(
-                        CODE,
+                        Code::MeasureDevice,
                         format!("{self} printed more than 4 MiB"),
                     ));
                 }
@@ -195,8 +195,11 @@ impl Transport {
     }
 
     fn broken(&self, what: &str, output: &CallOutput) -> Problem {
-        let mut problem =
-            Problem::new(CODE, format!("{self}: {what} ({})", output.status)).help(self.advice());
+        let mut problem = Problem::new(
+            Code::MeasureDevice,
+            format!("{self}: {what} ({})", output.status),
+        )
+        .help(self.advice());
         for text in [&output.stdout, &output.stderr] {
             let tail = sanitized_tail(text);
             if !tail.is_empty() {
@@ -229,9 +232,9 @@ impl Transport {
             ),
         };
         let code = if error.kind() == ErrorKind::NotFound {
-            "kiln::tool_missing"
+            Code::ToolMissing
         } else {
-            CODE
+            Code::MeasureDevice
         };
         Problem::new(code, format!("`{program}` does not start"))
             .help(help)
@@ -248,8 +251,6 @@ impl std::fmt::Display for Transport {
     }
 }
 
-pub(super) const CODE: &str = "kiln::measure::device";
-
 /// Exit status and output of a call.
 struct CallOutput {
     status: ExitStatus,
@@ -258,11 +259,11 @@ struct CallOutput {
 }
 
 fn create(path: &Path) -> Result<File> {
-    File::create(path).context("kiln::io", || format!("make {}", path.display()))
+    File::create(path).context(Code::Io, || format!("make {}", path.display()))
 }
 
 fn read_tail(path: &Path) -> Result<String> {
-    tail(path, MAX_OUTPUT_BYTES).context("kiln::io", || "read the output of a device".into())
+    tail(path, MAX_OUTPUT_BYTES).context(Code::Io, || "read the output of a device".into())
 }
 
 /// The end of a text, without control characters except line breaks.

@@ -6,10 +6,8 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{Action, ActionKey, Manifest, Outputs, PartName};
-use crate::base::{Context, Digest, Problem, Result, hash_bytes};
+use crate::base::{Code, Context, Digest, Problem, Result, hash_bytes};
 use crate::store::{BlobList, Note};
-
-const CODE: &str = "kiln::engine::seal";
 
 /// A completed stage as text. The next build looks it up instead of expanding the stage and looking
 /// for each part. The text has three lines: the number of parts and the digest of the manifest; the
@@ -75,7 +73,7 @@ impl StageDetails {
 
 fn same_part(name: &PartName) -> Problem {
     Problem::new(
-        "kiln::engine::same_part",
+        Code::EngineSamePart,
         format!("two outputs are called `{name}`"),
     )
     .help("a mistake of the stage kind: each output of a stage needs a name of its own")
@@ -87,8 +85,9 @@ impl CompletedStage {
         let failed = || "serialize a complete stage".into();
         let contents = details.manifest.parts.values().map(|part| part.content);
         let blobs = BlobList::new(contents.map(|content| content.blob()));
-        let output = hash_bytes(&serde_json::to_vec(&details.manifest).context(CODE, failed)?);
-        let body = serde_json::to_string(&details).context(CODE, failed)?;
+        let output =
+            hash_bytes(&serde_json::to_vec(&details.manifest).context(Code::EngineSeal, failed)?);
+        let body = serde_json::to_string(&details).context(Code::EngineSeal, failed)?;
         let parts = details.parts.len();
         let note = Note::new(format!("{parts} {output}\n{}\n{body}\n", blobs.text()));
         Ok(CompletedStage {
@@ -132,7 +131,7 @@ impl CompletedStage {
             return Ok(details);
         }
         let body = self.note.text.lines().nth(2).unwrap_or_default();
-        match serde_json::from_str(body).context(CODE, || {
+        match serde_json::from_str(body).context(Code::EngineSeal, || {
             "read a complete stage that an earlier build noted".into()
         }) {
             Ok(details) => Ok(self.details.get_or_init(|| details)),

@@ -24,7 +24,7 @@ use super::{
     StageCache, StageIndex, Task,
 };
 use crate::action::{Inputs, Isolation, Registry, Stage};
-use crate::base::{Digest, Problem, Result};
+use crate::base::{Code, Digest, Problem, Result};
 use crate::events::{Listener, PartId};
 use crate::execute::Executor;
 use crate::plan::{Plan, PlannedStage};
@@ -182,7 +182,7 @@ impl Driver<'_> {
             Some(kind) => Ok(kind),
             None => {
                 let message = format!("there is no stage kind `{kind}`");
-                Err(Problem::new("kiln::engine::unknown_kind", message))
+                Err(Problem::new(Code::EngineUnknownKind, message))
             }
         }
     }
@@ -457,7 +457,7 @@ fn panicked(kind: &str, panic: &(dyn Any + Send)) -> Problem {
         "no message"
     };
     Problem::new(
-        "kiln::engine::panicked",
+        Code::EnginePanicked,
         format!("stage `{kind}` panicked: {text}"),
     )
     .help(

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::CompletedStage;
-use crate::base::{Context, Digest, Result, hash_bytes};
+use crate::base::{Code, Context, Digest, Result, hash_bytes};
 use crate::plan::{PlannedStage, StageId};
 use crate::store::{BlobStore, InputSnapshot, Notes};
 
@@ -79,7 +79,7 @@ pub(super) fn stage_key(
     for (path, snapshot) in files {
         key.files.insert(path, snapshot.digest);
     }
-    let text = serde_json::to_vec(&key)
-        .context("kiln::engine::recall", || format!("ask for {}", stage.id))?;
+    let text =
+        serde_json::to_vec(&key).context(Code::EngineRecall, || format!("ask for {}", stage.id))?;
     Ok(hash_bytes(&text))
 }

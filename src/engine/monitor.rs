@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::base::{Problem, Result, duration};
+use crate::base::{Code, Problem, Result, duration};
 use crate::execute::{RunOutput, Watch};
 
 /// The minimum time between two reports of progress, and the time between two checks of a waiting
@@ -72,8 +72,8 @@ impl<'a> JobMonitor<'a> {
             && problem.is_cancelled()
             && !self.cancel.load(Ordering::Relaxed)
         {
-            let message = format!("ended after {}, its `timeout`", duration(timeout));
-            return Err(Problem::new("kiln::engine::timeout", message)
+            let message = format!("stopped after its `timeout` of {}", duration(timeout));
+            return Err(Problem::new(Code::EngineTimeout, message)
                 .help("give the stage a longer `timeout`, or find out what it waits for"));
         }
         result

@@ -5,7 +5,7 @@
 //! per result. Output names are compared if the action declares them.
 
 use crate::action::{Content, Outputs, Proof, matches_output};
-use crate::base::{Context, Digest, Result, hash_bytes};
+use crate::base::{Code, Context, Digest, Result, hash_bytes};
 use crate::events::Why;
 use crate::store::{ActionResult, BlobStore, Notes, Sha256, local_run_note};
 
@@ -83,7 +83,7 @@ fn match_outputs(patterns: &[String], outputs: &Outputs) -> bool {
 
 fn outputs_digest(result: &ActionResult) -> Result<Digest> {
     let text = serde_json::to_vec(&result.outputs)
-        .context("kiln::engine::proof", || "serialize outputs".into())?;
+        .context(Code::EngineProof, || "serialize outputs".into())?;
     Ok(hash_bytes(&text))
 }
 

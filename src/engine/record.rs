@@ -11,11 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::Built;
 use super::history::{History, StageHistory, StageTimes};
 use crate::action::ActionKey;
-use crate::base::{Context, Digest, Result, new_file_in, open_file, read_file};
+use crate::base::{Code, Context, Digest, Result, new_file_in, open_file, read_file};
 use crate::events::PartId;
 use crate::plan::StageId;
-
-const CODE: &str = "kiln::engine::record";
 
 /// Limit for the file of a record: enough for more than a million parts of 150 bytes.
 const MAX_BYTES: u64 = 256 << 20;
@@ -56,7 +54,10 @@ impl Record {
             {
                 BTreeMap::new()
             }
-            Err(error) => return Err(error).context(CODE, || format!("read {}", path.display())),
+            Err(error) => {
+                return Err(error)
+                    .context(Code::EngineRecord, || format!("read {}", path.display()));
+            }
         };
         Ok(Record {
             path: Some(path),
@@ -72,16 +73,19 @@ impl Record {
         let failed = || format!("list {}", folder.display());
         let entries = match std::fs::read_dir(&folder) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
-            entries => entries.context(CODE, failed)?,
+            entries => entries.context(Code::EngineRecord, failed)?,
         };
         let mut keys = vec![];
         for entry in entries {
-            let path = entry.context(CODE, failed)?.path();
+            let path = entry.context(Code::EngineRecord, failed)?.path();
             if path.extension() != Some("json".as_ref()) {
                 continue;
             }
-            let text = read_text(&path).context(CODE, || format!("read {}", path.display()))?;
-            match parse_keys(&text).context(CODE, || format!("understand {}", path.display())) {
+            let text = read_text(&path)
+                .context(Code::EngineRecord, || format!("read {}", path.display()))?;
+            match parse_keys(&text).context(Code::EngineRecord, || {
+                format!("understand {}", path.display())
+            }) {
                 Ok(stages) => {
                     for parts in stages.into_values() {
                         keys.extend(parts.into_values());
@@ -185,7 +189,7 @@ impl Record {
             return Ok(());
         };
         self.write_to(path)
-            .context(CODE, || format!("write {}", path.display()))
+            .context(Code::EngineRecord, || format!("write {}", path.display()))
     }
 
     fn write_to(&self, path: &Path) -> io::Result<()> {

@@ -22,7 +22,7 @@ use super::{
     StageDetails, StageIndex, StageState, Task,
 };
 use crate::action::{ActionKey, Inputs, Manifest};
-use crate::base::{Digest, Problem, Result};
+use crate::base::{Code, Digest, Problem, Result};
 use crate::events::{Event, PartId, SCHEMA, Why};
 use crate::plan::{Plan, PlannedStage, StageId};
 
@@ -486,7 +486,7 @@ fn check_names(tasks: &[Task]) -> Result<()> {
     for task in tasks {
         if !names.insert(&task.name) {
             let message = format!("two orders are called `{}`", task.name);
-            return Err(Problem::new("kiln::engine::same_order", message).help(
+            return Err(Problem::new(Code::EngineSameOrder, message).help(
                 "a mistake of the stage kind: each order of a stage needs a name of its own",
             ));
         }

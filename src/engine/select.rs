@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result, hint};
 use crate::plan::{Keep, Plan, PlannedStage, StageId};
 
 /// The stages `names` and all that they depend on; the named ones are kept. The name of a stage in
@@ -44,8 +44,8 @@ fn unknown_stage(plan: &Plan, name: &str) -> Problem {
         names.push(stage.id.0.as_str());
     }
     Problem::new(
-        "kiln::call::unknown_stage",
+        Code::CallUnknownStage,
         format!("the plan has no stage `{name}`"),
     )
-    .help(format!("it has: {}", names.join(", ")))
+    .help(hint(name, "its stages", names))
 }

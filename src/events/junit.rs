@@ -8,7 +8,7 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestRerun, TestSuite
 
 use super::plain::first_line;
 use super::{Event, PartId, Report, TimedListener};
-use crate::base::{Context, Result, shown};
+use crate::base::{Code, Context, Result, shown};
 
 /// Collects the cases of a report.
 #[derive(Default)]
@@ -53,7 +53,7 @@ impl TimedListener for Junit {
                 if let Some(attempts) = self.running.get_mut(part) {
                     let mut rerun = TestRerun::new(NonSuccessKind::Failure);
                     rerun
-                        .set_type(&*problem.code)
+                        .set_type(problem.code.as_str())
                         .set_message(first_line(&problem.message))
                         .set_description(problem.text());
                     attempts.failed.push(rerun);
@@ -72,7 +72,7 @@ impl TimedListener for Junit {
             Event::Failed { part, problem } => {
                 let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
                 status
-                    .set_type(&*problem.code)
+                    .set_type(problem.code.as_str())
                     .set_message(first_line(&problem.message))
                     .set_description(problem.text());
                 let mut took_ms = 0;
@@ -172,9 +172,7 @@ impl Report for Junit {
         let mut file = vec![];
         report
             .serialize(&mut file)
-            .context("kiln::report::write", || {
-                "serialize the JUnit report".into()
-            })?;
+            .context(Code::ReportWrite, || "serialize the JUnit report".into())?;
         // Neither is a character of XML.
         let text = String::from_utf8_lossy(&file).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}");
         Ok(shown(&text).into_bytes())

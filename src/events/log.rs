@@ -5,7 +5,7 @@ use std::io::{BufRead, Read};
 use serde::Deserialize;
 
 use super::{Event, LoggedEvent, SCHEMA};
-use crate::base::{Problem, Result, count};
+use crate::base::{Code, Problem, Result, count};
 
 /// The longest line that is read. A failed `validate` tells its whole report in one.
 const MAX_LINE_BYTES: u64 = 16 << 20;
@@ -49,17 +49,23 @@ impl<R: BufRead> LogReader<R> {
             .by_ref()
             .take(MAX_LINE_BYTES + 1)
             .read_until(b'\n', &mut line);
-        read.map_err(|error| self.problem("unreadable", "cannot be read").because(&error))?;
+        read.map_err(|error| {
+            self.problem(Code::LogUnreadable, "cannot be read")
+                .because(&error)
+        })?;
         if line.is_empty() {
             let message = format!(
                 "the log ends after {}, before the build did",
                 count(self.line - 1, "line")
             );
             let help = "the build was killed or still runs; what the log has was read";
-            return Err(Problem::new("kiln::log::cut", message).help(help));
+            return Err(Problem::new(Code::LogCut, message).help(help));
         }
         if line.len() as u64 > MAX_LINE_BYTES {
-            return Err(self.problem("line", &format!("is longer than {MAX_LINE_BYTES} bytes")));
+            return Err(self.problem(
+                Code::LogLine,
+                &format!("is longer than {MAX_LINE_BYTES} bytes"),
+            ));
         }
         if self.line == 1 {
             self.check_schema(&line)?;
@@ -74,7 +80,7 @@ impl<R: BufRead> LogReader<R> {
                     "the log was cut in the middle of this line; what comes before it was read"
                 }
             };
-            self.problem("line", "is not an event")
+            self.problem(Code::LogLine, "is not an event")
                 .because(&error)
                 .help(help)
         })?;
@@ -93,7 +99,7 @@ impl<R: BufRead> LogReader<R> {
                 let said =
                     format!("says that the log has schema {schema}; this kiln reads {SCHEMA}");
                 Err(self
-                    .problem("schema", &said)
+                    .problem(Code::LogSchema, &said)
                     .help("use the kiln that wrote the log"))
             }
             _ => Ok(()),
@@ -107,20 +113,20 @@ impl<R: BufRead> LogReader<R> {
                 "goes back in time, from {} ms to {} ms",
                 self.last_ms, logged.at_ms
             );
-            return Err(self.problem("line", &said));
+            return Err(self.problem(Code::LogLine, &said));
         }
         self.last_ms = logged.at_ms;
         self.events += usize::from(!matches!(logged.event, Event::Progress { .. }));
         if self.events > MAX_EVENTS {
             return Err(self.problem(
-                "too_long",
+                Code::LogTooLong,
                 &format!("is one too many: at most {MAX_EVENTS} events are read"),
             ));
         }
         let begins = matches!(logged.event, Event::Begun { .. });
         if begins != (self.line == 1) {
             return Err(self.problem(
-                "line",
+                Code::LogLine,
                 "is out of place: a log begins with `begun`, and only once",
             ));
         }
@@ -130,7 +136,7 @@ impl<R: BufRead> LogReader<R> {
                     "names {} stages; a plan has at most {MAX_STAGES}",
                     stages.len()
                 );
-                return Err(self.problem("line", &said));
+                return Err(self.problem(Code::LogLine, &said));
             }
             Event::Begun { stages, .. } => self.stages.clone_from(stages),
             event => {
@@ -139,7 +145,7 @@ impl<R: BufRead> LogReader<R> {
                     .filter(|stage| !self.stages.iter().any(|known| known == stage))
                 {
                     return Err(self.problem(
-                        "line",
+                        Code::LogLine,
                         &format!("tells of a stage `{stage}` that `begun` does not name"),
                     ));
                 }
@@ -149,11 +155,8 @@ impl<R: BufRead> LogReader<R> {
         Ok(())
     }
 
-    fn problem(&self, code: &str, said: &str) -> Problem {
-        Problem::new(
-            &format!("kiln::log::{code}"),
-            format!("line {} of the log {said}", self.line),
-        )
+    fn problem(&self, code: Code, said: &str) -> Problem {
+        Problem::new(code, format!("line {} of the log {said}", self.line))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod board;
 mod event;
+mod failures;
 mod json;
 mod junit;
 mod log;
@@ -13,6 +14,7 @@ mod why;
 
 pub use board::Board;
 pub use event::{Event, Listener, PartId, SCHEMA, TimedListener};
+pub use failures::{Failure, Failures};
 pub use json::{JsonLines, LoggedEvent};
 pub use junit::Junit;
 pub use log::LogReader;

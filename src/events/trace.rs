@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use super::{Event, PartId, Report, TimedListener, Why};
-use crate::base::{Context, Result, shown_json};
+use crate::base::{Code, Context, Result, shown_json};
 
 /// The only process of a trace.
 const PROCESS: u32 = 1;
@@ -160,7 +160,7 @@ impl Report for Trace {
         }));
         let trace = json!({"displayTimeUnit": "ms", "traceEvents": events});
         let file = serde_json::to_string(&trace)
-            .context("kiln::report::write", || "serialize the trace".into())?;
+            .context(Code::ReportWrite, || "serialize the trace".into())?;
         Ok(format!("{}\n", shown_json(&file)).into_bytes())
     }
 }

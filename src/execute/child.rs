@@ -20,10 +20,8 @@ use rustix::process::{
 use super::protocol::{ProgressLine, Reply};
 use super::{RunOutput, Watch};
 use crate::action::{Action, Demand};
-use crate::base::{Context, Problem, Result, kill_descendants_of};
+use crate::base::{Code, Context, Problem, Result, kill_descendants_of};
 use crate::store::LocalStore;
-
-const CODE: &str = "kiln::execute::io";
 
 /// How much of the standard error of a crashed child is shown.
 const STDERR_TAIL_BYTES: usize = 4096;
@@ -56,8 +54,9 @@ pub(super) fn run(
     let scratch = store.scratch()?;
     let order = scratch.path().join("action.json");
     let result = scratch.path().join("result.json");
-    let text = serde_json::to_vec(action).context(CODE, || "serialize an action".into())?;
-    fs::write(&order, text).context(CODE, || format!("write {}", order.display()))?;
+    let text =
+        serde_json::to_vec(action).context(Code::ExecuteIo, || "serialize an action".into())?;
+    fs::write(&order, text).context(Code::ExecuteIo, || format!("write {}", order.display()))?;
 
     let mut command = Command::new(program);
     command
@@ -82,7 +81,7 @@ pub(super) fn run(
             command.env(name, value);
         }
     }
-    let mut child = command.spawn().context("kiln::execute::spawn", || {
+    let mut child = command.spawn().context(Code::ExecuteSpawn, || {
         format!("start {}", program.display())
     })?;
 
@@ -97,9 +96,9 @@ pub(super) fn run(
 }
 
 fn read_reply(path: &Path) -> Result<RunOutput> {
-    let text = fs::read(path).context(CODE, || format!("read {}", path.display()))?;
-    let reply =
-        serde_json::from_slice(&text).context(CODE, || format!("understand {}", path.display()))?;
+    let text = fs::read(path).context(Code::ExecuteIo, || format!("read {}", path.display()))?;
+    let reply = serde_json::from_slice(&text)
+        .context(Code::ExecuteIo, || format!("understand {}", path.display()))?;
     match reply {
         Reply::Done {
             outputs,
@@ -129,7 +128,8 @@ fn supervise(child: &mut Child, watch: &dyn Watch) -> Result<(ExitStatus, String
             scope.spawn(move || forward_progress(BufReader::new(stdout), watch));
         }
         let stderr_tail = stderr.map(|stderr| scope.spawn(move || read_tail(stderr)));
-        let status = reap(child, watch).context(CODE, || "wait for a child process".into());
+        let status =
+            reap(child, watch).context(Code::ExecuteIo, || "wait for a child process".into());
         has_ended.store(true, Ordering::Release);
         let stderr_tail = match stderr_tail {
             Some(thread) => thread.join().unwrap_or_default(),
@@ -235,13 +235,13 @@ fn crashed(stage: &str, status: ExitStatus, stderr_tail: &str) -> Problem {
          said last is above. If it happens again, pin another version of the tool in [tools]"
     };
     let mut problem = Problem::new(
-        "kiln::execute::crashed",
+        Code::ExecuteCrashed,
         format!("the process of stage `{stage}` died: {status}"),
     )
     .help(help);
     if !stderr_tail.trim().is_empty() {
         let tail = stderr_tail.trim_end();
-        problem.causes.push(format!("it said last:\n{tail}"));
+        problem.causes.push(format!("its last output:\n{tail}"));
     }
     problem
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::workspace::LocalWorkspace;
 use super::{Executor, RunOutput, Watch, child};
 use crate::action::{Action, Demand, Isolation, Job, Outputs, Registry};
-use crate::base::{Digest, Problem, Result};
+use crate::base::{Code, Digest, Problem, Result};
 use crate::store::LocalStore;
 
 /// Runs actions on the calling thread or in a child process, depending on their demand.
@@ -48,14 +48,14 @@ pub(super) fn run_here(
     } = action;
     let Some(stage) = stages.get(kind) else {
         let message = format!("this kiln has no stage kind `{kind}`");
-        return Err(Problem::new("kiln::execute::unknown_stage", message));
+        return Err(Problem::new(Code::ExecuteUnknownStage, message));
     };
     if stage.spec().version != *version {
         let message = format!(
             "the action wants version {version} of `{kind}`, this kiln has {}",
             stage.spec().version
         );
-        return Err(Problem::new("kiln::execute::stage_version", message)
+        return Err(Problem::new(Code::ExecuteStageVersion, message)
             .help("kiln was replaced while it ran: call it again"));
     }
     let workspace = LocalWorkspace::new(store, watch);
@@ -67,7 +67,7 @@ pub(super) fn run_here(
     if let Some(blob) = store.missing(&blobs)?.first() {
         let message =
             format!("stage `{kind}` names {blob} as an output, but did not put it into the cache");
-        return Err(Problem::new("kiln::execute::output_missing", message));
+        return Err(Problem::new(Code::ExecuteOutputMissing, message));
     }
     workspace.remove_partials()?;
     Ok(outputs)

@@ -13,24 +13,22 @@ use super::Watch;
 use super::local::run_here;
 use super::protocol::{ProgressLine, Reply};
 use crate::action::{Action, Registry};
-use crate::base::{Context, Problem, Result, adopt_orphans, kill_descendants};
+use crate::base::{Code, Context, Problem, Result, adopt_orphans, kill_descendants};
 use crate::store::LocalStore;
-
-const CODE: &str = "kiln::execute::io";
 
 /// The minimum time between two progress lines.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Makes the kernel kill this process when the process `parent` ends. Must be called first.
 pub fn die_with_parent(parent: u32) -> Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL)).context("kiln::execute::leash", || {
+    set_parent_process_death_signal(Some(Signal::KILL)).context(Code::ExecuteLeash, || {
         "tie this process to its parent".into()
     })?;
     // If the parent ended before the call above, no signal will come.
     let found = getppid().map(|pid| pid.as_raw_nonzero().get());
     if found != i32::try_from(parent).ok() {
         return Err(Problem::new(
-            "kiln::execute::leash",
+            Code::ExecuteLeash,
             format!("the parent process {parent} is gone"),
         ));
     }
@@ -45,17 +43,19 @@ pub fn work(
     order: &Path,
     result: &Path,
 ) -> Result<()> {
-    let text = fs::read(order).context(CODE, || format!("read {}", order.display()))?;
-    let action: Action = serde_json::from_slice(&text)
-        .context(CODE, || format!("understand {}", order.display()))?;
+    let text = fs::read(order).context(Code::ExecuteIo, || format!("read {}", order.display()))?;
+    let action: Action = serde_json::from_slice(&text).context(Code::ExecuteIo, || {
+        format!("understand {}", order.display())
+    })?;
     adopt_orphans()?;
     let reply = match run_action(store, stages, &action) {
         Ok(done) => done,
         Err(problem) => Reply::Failed(problem),
     };
     kill_descendants();
-    let text = serde_json::to_vec(&reply).context(CODE, || "serialize a result".into())?;
-    fs::write(result, text).context(CODE, || format!("write {}", result.display()))
+    let text =
+        serde_json::to_vec(&reply).context(Code::ExecuteIo, || "serialize a result".into())?;
+    fs::write(result, text).context(Code::ExecuteIo, || format!("write {}", result.display()))
 }
 
 fn run_action(store: Result<impl LocalStore>, stages: &Registry, action: &Action) -> Result<Reply> {
@@ -78,8 +78,9 @@ impl ProgressPipe {
         let failed = || "take standard output".into();
         // Not inherited by programs that are started from here: the parent would wait for their
         // end.
-        let out = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3).context(CODE, failed)?;
-        rustix::stdio::dup2_stdout(io::stderr()).context(CODE, failed)?;
+        let out =
+            rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3).context(Code::ExecuteIo, failed)?;
+        rustix::stdio::dup2_stdout(io::stderr()).context(Code::ExecuteIo, failed)?;
         Ok(ProgressPipe {
             out: out.into(),
             last: Mutex::new(None),

@@ -11,7 +11,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 use super::Watch;
 use crate::action::{Blob, BlobSink, Content, Workspace};
-use crate::base::{Context, Digest, Problem, Result};
+use crate::base::{Code, Context, Digest, Problem, Result};
 use crate::store::{LocalStore, LockedFolder};
 
 /// Bytes of a window that are copied at a time.
@@ -71,11 +71,11 @@ impl Workspace for LocalWorkspace<'_> {
             let failed = || format!("write {}", path.display());
             let bytes = self.open(content)?;
             let mut file = NamedTempFile::new_in(self.scratch()?)
-                .context("kiln::io", || "copy a window".into())?;
+                .context(Code::Io, || "copy a window".into())?;
             bytes
                 .stream(CHUNK_BYTES, |chunk| file.write_all(chunk))
-                .context("kiln::io", failed)?;
-            file.persist(&path).context("kiln::io", failed)?;
+                .context(Code::Io, failed)?;
+            file.persist(&path).context(Code::Io, failed)?;
         }
         Ok(path)
     }
@@ -122,7 +122,7 @@ impl Workspace for LocalWorkspace<'_> {
 
 fn gone(blob: &Digest) -> Problem {
     Problem::new(
-        "kiln::store::gone",
+        Code::StoreGone,
         format!("the blob {blob} is gone from the cache"),
     )
     .help("something removed it during the build; run the same command again")

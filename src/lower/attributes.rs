@@ -1,7 +1,7 @@
 //! Reads the attributes of a node.
 
 use super::Lowering;
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::onnx::proto::{AttributeProto, NodeProto};
 
 impl Lowering<'_> {
@@ -9,7 +9,11 @@ impl Lowering<'_> {
     pub(super) fn int(&self, node: &NodeProto, name: &str) -> Result<i64> {
         match attribute(node, name) {
             Some(AttributeProto { i: Some(value), .. }) => Ok(*value),
-            _ => Err(self.refuse(node, "attribute", &format!("lacks the integer `{name}`"))),
+            _ => Err(self.refuse(
+                node,
+                Code::LowerAttribute,
+                &format!("lacks the integer `{name}`"),
+            )),
         }
     }
 
@@ -17,7 +21,11 @@ impl Lowering<'_> {
     pub(super) fn float(&self, node: &NodeProto, name: &str) -> Result<f32> {
         match attribute(node, name) {
             Some(AttributeProto { f: Some(value), .. }) => Ok(*value),
-            _ => Err(self.refuse(node, "attribute", &format!("lacks the number `{name}`"))),
+            _ => Err(self.refuse(
+                node,
+                Code::LowerAttribute,
+                &format!("lacks the number `{name}`"),
+            )),
         }
     }
 
@@ -25,7 +33,11 @@ impl Lowering<'_> {
     pub(super) fn ints<'n>(&self, node: &'n NodeProto, name: &str) -> Result<&'n [i64]> {
         match attribute(node, name) {
             Some(attribute) => Ok(&attribute.ints),
-            None => Err(self.refuse(node, "attribute", &format!("lacks the list `{name}`"))),
+            None => Err(self.refuse(
+                node,
+                Code::LowerAttribute,
+                &format!("lacks the list `{name}`"),
+            )),
         }
     }
 
@@ -41,7 +53,7 @@ impl Lowering<'_> {
             Ok(index) if index < rank => Ok(index),
             _ => Err(self.refuse(
                 node,
-                "attribute",
+                Code::LowerAttribute,
                 &format!("has axis {axis} of {rank} dimensions"),
             )),
         }

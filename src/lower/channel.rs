@@ -3,7 +3,7 @@
 use super::Lowering;
 use super::linear::conv_dims;
 use super::stored::{Stored, transposed};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::weight::blob_owner;
 use crate::qnn::{DataType, Encoding, StaticData, TensorId};
 
@@ -42,7 +42,7 @@ impl ChannelWeight {
                 let owner = blob_owner(&self.codes.name);
                 let what =
                     format!("a row of `{owner}` has a scale that times the gain is not above zero");
-                return Err(Problem::new("kiln::lower::scale", what)
+                return Err(Problem::new(Code::LowerScale, what)
                     .help("the device supports only scales above zero for whole rows"));
             }
             scales.push(scaled);

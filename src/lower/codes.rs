@@ -5,7 +5,7 @@
 //! in f16, with Dequantize before it and Quantize after it. A linear layer always computes in f16.
 
 use super::Lowering;
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::onnx::proto::NodeProto;
 use crate::model::onnx::{Grid, moved};
 use crate::qnn::{DataType, Encoding, StaticData, TensorId, TensorKind};
@@ -82,7 +82,7 @@ impl<'a> Lowering<'a> {
     pub(super) fn quantize(&mut self, node: &'a NodeProto) -> Result<()> {
         let value = self.input_name(node, 0)?;
         let Some(&pair) = self.encodings.pairs.get(value) else {
-            return Err(self.refuse(node, "encoding", "has no DequantizeLinear"));
+            return Err(self.refuse(node, Code::LowerEncoding, "has no DequantizeLinear"));
         };
         if self.values.contains_key(pair.codes) {
             return Ok(());
@@ -130,7 +130,7 @@ impl<'a> Lowering<'a> {
     pub(super) fn coded_number(&mut self, node: &'a NodeProto, index: usize) -> Result<TensorId> {
         let constant = self.stored(node, index)?;
         if !constant.element.is_float() {
-            return Err(self.refuse(node, "constant", "expects a number"));
+            return Err(self.refuse(node, Code::LowerConstant, "expects a number"));
         }
         let number = constant.all_numbers().next().unwrap_or(0.0);
         let largest_code = u16::MAX;

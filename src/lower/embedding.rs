@@ -5,7 +5,7 @@ use super::Lowering;
 use super::grid::Grid;
 use super::half::{Fp16Weights, scale_times_gain};
 use super::stored::Stored;
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::onnx::proto::NodeProto;
 use crate::model::weight::blob_owner;
 use crate::qnn::{DataType, Encoding, Param, StaticData, TensorId};
@@ -22,7 +22,7 @@ impl<'a> Lowering<'a> {
         let call = self.weight_call(node)?;
         let (shape, gain) = ([call.rows, call.columns], call.gain);
         let &[1, tokens] = self.dims(node, 0)?.as_slice() else {
-            return Err(self.refuse(node, "shape", "expects ids [1, T]"));
+            return Err(self.refuse(node, Code::LowerShape, "expects ids [1, T]"));
         };
         if call.encoding.is_plain() {
             let table = self.constant(call.main())?;

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Largest relative error of a tensor in f16. The rounding error of a normal f16 number is at most
 /// 2^-11 of its value; above this limit, too many values are subnormal and lose bits.
@@ -31,7 +31,7 @@ impl Fp16Weights {
         }
         let relative = (self.error / self.power).sqrt();
         Err(Problem::new(
-            "kiln::lower::half",
+            Code::LowerHalf,
             format!("`{tensor}` does not fit into f16: relative error {relative:.1e}"),
         )
         .help(
@@ -52,7 +52,7 @@ pub(super) fn scale_times_gain(scale: f32, gain: f32, tensor: &str) -> Result<f3
         return Ok(scaled);
     }
     Err(Problem::new(
-        "kiln::lower::half",
+        Code::LowerHalf,
         format!("the scale {scale:e} of `{tensor}` times the gain {gain} does not fit into f16"),
     )
     .help("choose a smaller `residual_exponent` or `ffn_exponent`"))

@@ -7,7 +7,7 @@ use super::encoding::device_encoding;
 use super::grid::Grid;
 use super::half::{Fp16Weights, scale_times_gain};
 use super::stored::{Stored, transposed};
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::onnx::WeightCall;
 use crate::model::onnx::proto::NodeProto;
 use crate::model::weight::{Element, WeightPart, blob_owner};
@@ -22,7 +22,7 @@ impl<'a> Lowering<'a> {
         if !matches!(*dims.as_slice(), [1, 1, _, width] if width == columns) {
             return Err(self.refuse(
                 node,
-                "shape",
+                Code::LowerShape,
                 &format!("expects an input [1, 1, T, {columns}]"),
             ));
         }
@@ -43,7 +43,8 @@ impl<'a> Lowering<'a> {
 
     /// The weight that `node` computes with.
     pub(super) fn weight_call(&self, node: &'a NodeProto) -> Result<WeightCall<'a>> {
-        WeightCall::of(&self.checked, node).map_err(|why| self.refuse(node, "weight", &why))
+        WeightCall::of(&self.checked, node)
+            .map_err(|why| self.refuse(node, Code::LowerWeight, &why))
     }
 
     /// The weight of a linear layer that computes in f16.
@@ -66,9 +67,11 @@ impl<'a> Lowering<'a> {
                 let weight = self.block_weight(node, call)?;
                 self.blockwise_weight(weight, shape)
             }
-            DeviceEncoding::Lpbq { .. } => {
-                Err(self.refuse(node, "weight", "has a weight that multiplies only codes"))
-            }
+            DeviceEncoding::Lpbq { .. } => Err(self.refuse(
+                node,
+                Code::LowerWeight,
+                "has a weight that multiplies only codes",
+            )),
         }
     }
 
@@ -135,7 +138,7 @@ impl<'a> Lowering<'a> {
             Some(tensor) => self.constant(tensor),
             None => {
                 let what = format!("has a weight without {}", part.name());
-                Err(self.refuse(node, "weight", &what))
+                Err(self.refuse(node, Code::LowerWeight, &what))
             }
         }
     }

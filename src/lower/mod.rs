@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::action::Blob;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::onnx::proto::{ModelProto, NodeProto, TensorProto, element};
 use crate::model::onnx::{Checked, DOMAIN, Encodings, Function, ValueType, lint};
 use crate::qnn::{
@@ -89,7 +89,7 @@ fn check_functions(model: &ModelProto) -> Result<()> {
             Some(function) if function.definition() == *found => {}
             _ => {
                 return Err(Problem::new(
-                    "kiln::lower::function",
+                    Code::LowerFunction,
                     format!(
                         "the body of function `{}` is not the one that kiln writes",
                         found.name
@@ -152,7 +152,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn unknown(&self, node: &NodeProto) -> Problem {
-        self.refuse(node, "op", "is not known to the lowering")
+        self.refuse(node, Code::LowerOp, "is not known to the lowering")
             .help(
                 "supported are Add, Sub, Mul, Div, Relu, Sigmoid, MatMul, Softmax, Concat, Split, \
                  Reshape, Transpose, QuantizeLinear, DequantizeLinear, and the functions of \
@@ -161,7 +161,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// A problem of `node`, with the shapes of its inputs.
-    fn refuse(&self, node: &NodeProto, code: &str, why: &str) -> Problem {
+    fn refuse(&self, node: &NodeProto, code: Code, why: &str) -> Problem {
         let mut inputs = vec![];
         for name in &node.input {
             inputs.push(match self.checked.types.get(name.as_str()) {
@@ -180,14 +180,14 @@ impl<'a> Lowering<'a> {
             node.op_type,
             inputs.join(", ")
         );
-        Problem::new(&format!("kiln::lower::{code}"), message)
+        Problem::new(code, message)
     }
 
     fn value_type(&self, name: &str) -> Result<&ValueType> {
         match self.checked.types.get(name) {
             Some(value_type) => Ok(value_type),
             None => Err(Problem::new(
-                "kiln::lower::shape",
+                Code::LowerShape,
                 format!("`{name}` has no type"),
             )),
         }
@@ -197,7 +197,7 @@ impl<'a> Lowering<'a> {
     fn input_name(&self, node: &'a NodeProto, index: usize) -> Result<&'a str> {
         match node.input.get(index) {
             Some(name) => Ok(name),
-            None => Err(self.refuse(node, "input", &format!("has no input {index}"))),
+            None => Err(self.refuse(node, Code::LowerInput, &format!("has no input {index}"))),
         }
     }
 
@@ -254,7 +254,7 @@ impl<'a> Lowering<'a> {
             Some(tensor) => self.constant(tensor),
             None => Err(self.refuse(
                 node,
-                "constant",
+                Code::LowerConstant,
                 &format!("reads `{name}`, which must be a constant"),
             )),
         }
@@ -276,7 +276,7 @@ impl<'a> Lowering<'a> {
         let [output] = node.output.as_slice() else {
             return Err(self.refuse(
                 node,
-                "output",
+                Code::LowerOutput,
                 &format!("has {} outputs, expected 1", node.output.len()),
             ));
         };
@@ -326,7 +326,7 @@ impl<'a> Lowering<'a> {
             other => {
                 let message =
                     format!("`{name}` has ONNX type {other}; activations are f32, token ids i32");
-                return Err(Problem::new("kiln::lower::type", message));
+                return Err(Problem::new(Code::LowerType, message));
             }
         };
         self.tensor(name, kind, data_type, &value.dims, Encoding::None, "")
@@ -386,7 +386,7 @@ impl<'a> Lowering<'a> {
             // The ranges of a slice are i32.
             if n > i32::MAX as u64 {
                 return Err(Problem::new(
-                    "kiln::lower::shape",
+                    Code::LowerShape,
                     format!("`{name}` {dims:?} is too large for the device"),
                 ));
             }

@@ -1,7 +1,7 @@
 //! Lowers the standard operators, and RmsNorm.
 
 use super::Lowering;
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::onnx::proto::NodeProto;
 use crate::model::weight::blob_owner;
 use crate::qnn::Param;
@@ -66,7 +66,7 @@ impl<'a> Lowering<'a> {
         if dims.get(axis) != Some(&begin) {
             return Err(self.refuse(
                 node,
-                "shape",
+                Code::LowerShape,
                 &format!("returns {begin} of its input along axis {axis}"),
             ));
         }
@@ -83,7 +83,7 @@ impl<'a> Lowering<'a> {
         if before != after {
             return Err(self.refuse(
                 node,
-                "shape",
+                Code::LowerShape,
                 &format!("makes {after} elements of {before}"),
             ));
         }
@@ -95,7 +95,11 @@ impl<'a> Lowering<'a> {
         let mut perm = vec![];
         for &axis in self.ints(node, "perm")? {
             let Ok(axis) = u32::try_from(axis) else {
-                return Err(self.refuse(node, "attribute", "has a negative axis in `perm`"));
+                return Err(self.refuse(
+                    node,
+                    Code::LowerAttribute,
+                    "has a negative axis in `perm`",
+                ));
             };
             perm.push(axis);
         }
@@ -109,7 +113,7 @@ impl<'a> Lowering<'a> {
         let dims = self.dims(node, 0)?;
         let gamma = self.stored(node, 1)?;
         if dims.last() != gamma.dims.first() || gamma.dims.len() != 1 {
-            return Err(self.refuse(node, "shape", "expects a gamma for each channel"));
+            return Err(self.refuse(node, Code::LowerShape, "expects a gamma for each channel"));
         }
         let (name, shape) = (blob_owner(&gamma.name).to_string(), gamma.dims.clone());
         let gamma = self.f16_constant(&name, &shape, gamma, 1.0)?;

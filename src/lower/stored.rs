@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::Open;
 use super::half::Fp16Weights;
 use crate::action::Blob;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::onnx::proto::{EXTERNAL, TensorProto};
 use crate::model::onnx::{element_name, element_of};
 use crate::model::weight::Element;
@@ -26,7 +26,7 @@ impl Stored {
         let Some(element) = element_of(tensor.data_type) else {
             let data_type = element_name(tensor.data_type);
             return Err(Problem::new(
-                "kiln::lower::constant",
+                Code::LowerConstant,
                 format!("constant `{name}` has type {data_type}, which no weight has"),
             ));
         };
@@ -45,7 +45,7 @@ impl Stored {
         let expected = (count * element.bits()).div_ceil(8);
         if bytes.len() as u64 != expected {
             return Err(Problem::new(
-                "kiln::lower::constant",
+                Code::LowerConstant,
                 format!(
                     "constant `{name}` {dims:?} has {} bytes, expected {expected}",
                     bytes.len()
@@ -160,7 +160,7 @@ fn external_number(tensor: &TensorProto, key: &str, default: u64) -> Result<u64>
 
 fn external_problem(tensor: &TensorProto, what: &str) -> Problem {
     Problem::new(
-        "kiln::lower::external",
+        Code::LowerExternal,
         format!("the external data of `{}` {what}", tensor.name),
     )
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::weight::{ErrorFacts, stored};
-use crate::base::{self, CanonJson, Digest, Problem, Result};
+use crate::base::{self, CanonJson, Code, Digest, Problem, Result};
 
 /// A tensor of the quantization report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,7 +81,7 @@ impl QuantReport {
             Ok(report) => report,
             Err(error) => {
                 let message = format!("this is not a quantization report: {error}");
-                return Err(Problem::new("kiln::weights::report", message));
+                return Err(Problem::new(Code::WeightsReport, message));
             }
         };
         if report.quantization_report != Self::VERSION {
@@ -90,7 +90,7 @@ impl QuantReport {
                 report.quantization_report,
                 Self::VERSION
             );
-            return Err(Problem::new("kiln::weights::report", message));
+            return Err(Problem::new(Code::WeightsReport, message));
         }
         Ok(report)
     }
@@ -133,7 +133,7 @@ impl QuantReport {
 }
 
 fn bad_tensor(name: &str, message: &str) -> Problem {
-    Problem::new("kiln::weights::report", format!("`{name}`: {message}"))
+    Problem::new(Code::WeightsReport, format!("`{name}`: {message}"))
 }
 
 fn bits_per_weight(bytes: u64, values: u64) -> f64 {

@@ -19,7 +19,7 @@ use super::decoder::{
 };
 use super::facts::RopeRows;
 use super::fidelity;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Weights that are in memory at a time: 16 MB, more than fits into the caches.
 const WEIGHTS_IN_MEMORY: usize = 1 << 22;
@@ -275,7 +275,7 @@ impl<'a> Reference<'a> {
             })?;
             let Some(choice) = choice else {
                 let message = "no logit is a number";
-                return Err(Problem::new("kiln::reference::logits", message));
+                return Err(Problem::new(Code::ReferenceLogits, message));
             };
             choices.push(choice);
             if stop_tokens.contains(&choice.token) {
@@ -291,7 +291,7 @@ impl<'a> Reference<'a> {
     fn embedding(&self, tokens: &[u32]) -> Result<Matrix> {
         if tokens.is_empty() {
             return Err(Problem::new(
-                "kiln::reference::prompt",
+                Code::ReferencePrompt,
                 "there is no text to begin with",
             ));
         }
@@ -451,7 +451,7 @@ fn to_matrix(name: &str, rows: usize, columns: usize, values: Vec<f32>) -> Resul
     let found = values.len();
     let Some(matrix) = Matrix::new(rows, columns, values) else {
         let message = format!("`{name}`: expected {rows} rows of {columns} values, found {found}");
-        return Err(Problem::new("kiln::reference::tensor", message));
+        return Err(Problem::new(Code::ReferenceTensor, message));
     };
     Ok(matrix)
 }

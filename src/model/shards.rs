@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::decoder::tensors::{Role, TensorSpec, tensors};
 use super::decoder::{DecoderSpec, inputs};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// What computes a part of a model.
 #[derive(
@@ -218,7 +218,7 @@ impl Shard {
         let layers = spec.block_count();
         if !(1..=layers).contains(&count) {
             return Err(Problem::new(
-                "kiln::shards::count",
+                Code::ShardsCount,
                 format!("{layers} layers make no {count} shards"),
             )
             .help(format!(

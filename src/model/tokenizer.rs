@@ -9,7 +9,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 
 /// The regex of GPT-2: words, contractions, numbers and runs of symbols.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -101,7 +101,7 @@ impl Tokenizer {
     /// other than `gpt2` and for unknown pre-tokenizers, which would silently yield other tokens.
     pub fn from_metadata(json: &[u8]) -> Result<Self> {
         let metadata: Metadata = serde_json::from_slice(json)
-            .context("kiln::tokenizer::metadata", || "read the tokenizer".into())?;
+            .context(Code::TokenizerMetadata, || "read the tokenizer".into())?;
         if let Some(problem) = unsupported(&metadata.model, metadata.pre.as_deref()) {
             return Err(problem);
         }
@@ -180,7 +180,7 @@ pub fn unsupported(model: &str, pre: Option<&str>) -> Option<Problem> {
             "the tokenizer is `{}`, not byte-level BPE (`gpt2`)",
             shortened(model).escape_debug()
         );
-        return Some(Problem::new("kiln::tokenizer::model", message).help(
+        return Some(Problem::new(Code::TokenizerModel, message).help(
             "validate a model with a byte-level BPE tokenizer, or leave out its `reference` and \
              `package` stages",
         ));
@@ -213,7 +213,7 @@ pub fn unsupported(model: &str, pre: Option<&str>) -> Option<Problem> {
             (message, without.into())
         }
     };
-    Some(Problem::new("kiln::tokenizer::pre", message).help(help))
+    Some(Problem::new(Code::TokenizerPre, message).help(help))
 }
 
 fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
@@ -304,7 +304,7 @@ fn pre_tokenizer(name: &str) -> tokenizers::Result<PreTokenizerWrapper> {
 
 fn unusable(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Problem {
     Problem::new(
-        "kiln::tokenizer::unusable",
+        Code::TokenizerUnusable,
         "the file's tokenizer cannot be used",
     )
     .because(error)
@@ -370,7 +370,7 @@ mod tests {
             assert_eq!(copy.encode(text).unwrap(), tokenizer.encode(text).unwrap());
         }
         let problem = Tokenizer::from_json(b"{}").err().unwrap();
-        assert_eq!(problem.code, "kiln::tokenizer::unusable");
+        assert_eq!(problem.code, Code::TokenizerUnusable);
     }
 
     #[test]
@@ -394,7 +394,7 @@ mod tests {
             assert!(message.contains("qwen2"), "{message}");
         }
         let llama = br#"{"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": []}"#;
-        assert_eq!(problem(llama).code, "kiln::tokenizer::model");
+        assert_eq!(problem(llama).code, Code::TokenizerModel);
     }
 
     #[test]

@@ -10,12 +10,11 @@ use super::common::{
 };
 use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
-use super::words::{closest, hint, quoted};
 use super::{Keep, PlannedStage, StageId};
 use crate::action::{
     InputSpec, InputStage, OPTIONAL_TOOL, ParamProblem, Registry, Stage, StageSpec,
 };
-use crate::base::Problem;
+use crate::base::{Code, Problem, closest, hint};
 
 type Slots = BTreeMap<String, Vec<StageId>>;
 
@@ -28,8 +27,6 @@ pub struct Checked {
     pub stage: PlannedStage,
     /// What the plan says about keeping it.
     pub keep: Option<Keep>,
-    /// Where the plan names it.
-    pub at: Span,
     /// The stages it names, and where.
     pub edges: Edges,
 }
@@ -76,8 +73,8 @@ impl<'a> Checker<'a> {
         let spec = kind.spec();
         self.check_retries(spec);
         let (slots, edges) = self.slots(spec);
-        let params = self.params(spec, &slots);
-        let needs = self.ask_stage(kind, params.clone(), &self.given(&slots));
+        let (params, meant) = self.params(spec, &slots);
+        let needs = self.ask_stage(kind, params.clone(), meant, &self.given(&slots));
         let tools = self.tools(spec, needs);
         let stage = PlannedStage {
             id: StageId(self.stage.id.clone()),
@@ -90,17 +87,13 @@ impl<'a> Checker<'a> {
             timeout,
             retries: retries.unwrap_or(0),
             optional: optional.unwrap_or(false),
-        };
-        Some(Checked {
-            stage,
-            keep,
             at: self.stage.at.clone(),
-            edges,
-        })
+        };
+        Some(Checked { stage, keep, edges })
     }
 
-    fn problem(&mut self, code: &str, message: String, span: &Span, label: &str, help: String) {
-        let problem = Problem::new(&format!("kiln::plan::{code}"), message).at(span.clone(), label);
+    fn problem(&mut self, code: Code, message: String, span: &Span, label: &str, help: String) {
+        let problem = Problem::new(code, message).at(span.clone(), label);
         self.problems.push(if help.is_empty() {
             problem
         } else {
@@ -115,7 +108,7 @@ impl<'a> Checker<'a> {
             node.what()
         );
         self.problem(
-            "wrong_type",
+            Code::PlanWrongType,
             message,
             &node.span,
             &format!("expected {expected}"),
@@ -128,7 +121,7 @@ impl<'a> Checker<'a> {
             let kinds: Vec<&str> = self.registry.kinds().collect();
             let message = format!("the stage `{}` has no `kind`", self.stage.name);
             self.problem(
-                "missing_kind",
+                Code::PlanMissingKind,
                 message,
                 &self.stage.at,
                 "this stage",
@@ -144,7 +137,7 @@ impl<'a> Checker<'a> {
         if stage.is_none() {
             let help = hint(kind, "kinds", self.registry.kinds().collect::<Vec<_>>());
             self.problem(
-                "unknown_kind",
+                Code::PlanUnknownKind,
                 format!("there is no stage kind `{kind}`"),
                 &entry.node.span,
                 "here",
@@ -173,8 +166,14 @@ impl<'a> Checker<'a> {
         {
             let message = format!("a stage of kind `{}` has no `{RETRIES}`", spec.kind);
             let help =
-                "what does not reach outside fails the same way again; remove it".to_string();
-            self.problem("unknown_parameter", message, &entry.key_span, "here", help);
+                "only kinds that use the network or a device are retried; remove it".to_string();
+            self.problem(
+                Code::PlanUnknownParameter,
+                message,
+                &entry.key_span,
+                "here",
+                help,
+            );
         }
     }
 
@@ -185,7 +184,13 @@ impl<'a> Checker<'a> {
                 if slot.required {
                     let message = format!("`{}` needs the input `{}`", self.stage.name, slot.name);
                     let help = format!("write `{} = \"...\"`; {}", slot.name, self.producers(slot));
-                    self.problem("missing_input", message, &self.stage.at, "this stage", help);
+                    self.problem(
+                        Code::PlanMissingInput,
+                        message,
+                        &self.stage.at,
+                        "this stage",
+                        help,
+                    );
                 }
                 continue;
             };
@@ -249,7 +254,7 @@ impl<'a> Checker<'a> {
             let stages = self.draft.stages.iter().filter(|stage| !stage.is_tool());
             let help = hint(name, "stages", names(stages));
             self.problem(
-                "unknown_stage",
+                Code::PlanUnknownStage,
                 format!("there is no stage `{name}`"),
                 span,
                 "here",
@@ -268,21 +273,21 @@ impl<'a> Checker<'a> {
                 "`across` gathers only where an input takes many: `{}` does not",
                 slot.name
             );
-            self.problem("matrix", message, span, "one for each value", help);
+            self.problem(Code::PlanMatrix, message, span, "one for each value", help);
         }
         let output = spec_of(&producer.table, self.registry).map(|spec| spec.output);
         if let Some(output) = output.filter(|output| !slot.is_compatible(output)) {
             let takes = slot.accepts.join("` or `");
             let message = format!(
-                "`{}.{}` takes `{takes}`, `{name}` gives `{output}`",
+                "`{}.{}` takes `{takes}`, but `{name}` outputs `{output}`",
                 self.stage.name, slot.name
             );
             let help = self.producers(slot);
             self.problem(
-                "wrong_artifact",
+                Code::PlanWrongArtifact,
                 message,
                 span,
-                &format!("gives `{output}`"),
+                &format!("outputs `{output}`"),
                 help,
             );
         }
@@ -299,7 +304,7 @@ impl<'a> Checker<'a> {
         let here: Vec<String> = here.into_iter().map(|name| format!("`{name}`")).collect();
         let takes = slot.accepts.join("` or `");
         if !here.is_empty() {
-            return format!("`{takes}` is given by {}", here.join(", "));
+            return format!("`{takes}` is the output of {}", here.join(", "));
         }
         let kinds: Vec<&str> = self
             .registry
@@ -307,18 +312,18 @@ impl<'a> Checker<'a> {
             .filter(|kind| accepted(self.registry.get(kind).map(|s| s.spec())))
             .collect();
         match kinds.as_slice() {
-            [] => format!("no stage kind gives `{takes}`"),
+            [] => format!("no stage kind has the output `{takes}`"),
             kinds => format!(
-                "add a stage of kind `{}`, which gives `{takes}`",
+                "add a stage of kind `{}`, which outputs `{takes}`",
                 kinds.join("` or `")
             ),
         }
     }
 
     /// The parameters: whatever is neither common to all stages nor a slot. Unknown ones are left
-    /// out.
-    fn params(&mut self, spec: &StageSpec, slots: &Slots) -> Map<String, Value> {
-        let mut params = Map::new();
+    /// out; beside it, the keys that they may be meant for.
+    fn params(&mut self, spec: &StageSpec, slots: &Slots) -> (Map<String, Value>, Vec<String>) {
+        let (mut params, mut meant) = (Map::new(), vec![]);
         for entry in &self.stage.table.entries {
             let key = entry.key.as_str();
             if COMMON.contains(&key) || spec.inputs.iter().any(|slot| slot.name == key) {
@@ -344,16 +349,22 @@ impl<'a> Checker<'a> {
                 .chain(spec.params.iter().copied())
                 .chain(COMMON)
                 .collect();
+            meant.extend(closest(key, known.iter().copied()).map(String::from));
             let message = format!("a stage of kind `{}` has no `{key}`", spec.kind);
             self.problem(
-                "unknown_parameter",
+                Code::PlanUnknownParameter,
                 message,
                 &entry.key_span,
                 "here",
                 hint(key, "it has", known),
             );
         }
-        params
+        // Whether it has a source was looked at already.
+        if self.stage.is_tool() && !params.contains_key("url") {
+            meant.push("url".into());
+        }
+        meant.retain(|key| !params.contains_key(key));
+        (params, meant)
     }
 
     /// A table by the names of the stages of a slot: what it says of a stage, it says of each of
@@ -380,7 +391,13 @@ impl<'a> Checker<'a> {
                     .get(slot)
                     .map_or(vec![], |entry| strings(&entry.node).collect());
                 let help = hint(key, &format!("stages of `{slot}`"), known);
-                self.problem("unknown_stage", message, &entry.key_span, "here", help);
+                self.problem(
+                    Code::PlanUnknownStage,
+                    message,
+                    &entry.key_span,
+                    "here",
+                    help,
+                );
             }
         }
         values.extend(own);
@@ -407,15 +424,16 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// Asks the stage about its parameters. Serde stops at its first mistake, so what it complains
-    /// of is put aside and it is asked again, until it has no more to say.
+    /// Asks the stage about its parameters. What it complains of is put aside and it is asked
+    /// again, until it has no more to say; nothing is said of what is `aside` already. Yields the
+    /// tools that it needs.
     fn ask_stage(
         &mut self,
         kind: &dyn Stage,
         mut params: Map<String, Value>,
+        mut aside: Vec<String>,
         given: &[InputStage],
     ) -> Vec<String> {
-        let mut aside: Vec<String> = vec![];
         loop {
             let mistakes = match kind.check(&Value::Object(params.clone()), given) {
                 Ok(tools) => return tools,
@@ -424,9 +442,10 @@ impl<'a> Checker<'a> {
             let before = aside.len();
             for mistake in &mistakes {
                 let key = mistake.path.split('/').next().unwrap_or_default();
-                // What was put aside is missed now, which is no news.
+                // A parameter that was put aside is missing now: that is not a mistake of the plan,
+                // and rules about several parameters cannot be checked without it.
                 let follows = match key {
-                    "" => aside.iter().any(|key| mentions(&mistake.problem, key)),
+                    "" => before > 0,
                     key => aside[..before].iter().any(|aside| aside == key),
                 };
                 if !follows {
@@ -456,14 +475,9 @@ impl<'a> Checker<'a> {
             .concat()
             .join(".");
         problem.message = format!("`{name}`: {}", problem.message);
-        let words = quoted(&mistake.problem.message);
-        let unknown = mistake.problem.message.starts_with("unknown ");
-        if let (true, None, [found, expected @ ..]) = (unknown, &problem.help, words.as_slice()) {
-            problem.help = closest(found, expected.iter().copied())
-                .map(|word| format!("did you mean `{word}`?"));
-        }
-        let span = self.place(&steps, unknown_field(&mistake.problem));
-        self.problems.push(problem.at(span, "here"));
+        let is_key = problem.code == Code::PlanUnknownParameter;
+        let (span, label) = self.place(&steps, is_key);
+        self.problems.push(problem.at(span, label));
     }
 
     /// A path as the plan spells it: the row of a table by stages may be that of all instances of a
@@ -480,25 +494,24 @@ impl<'a> Checker<'a> {
         steps
     }
 
-    /// Where the parameter at `path` stands: its value, or its key if it is the unknown `field`.
-    fn place(&self, path: &[&str], field: Option<&str>) -> Span {
-        let Some((first, mut rest)) = path.split_first() else {
-            return self.stage.at.clone();
+    /// Where the parameter at `path` stands: its value, or its key. One that is not there: where it
+    /// should be.
+    fn place(&self, path: &[&str], is_key: bool) -> (Span, &'static str) {
+        let stage = (self.stage.at.clone(), "this stage");
+        let Some((first, rest)) = path.split_first() else {
+            return stage;
         };
-        if let Some((_, table)) = rest.split_last().filter(|(last, _)| field == Some(last)) {
-            rest = table;
-        }
         let Some(entry) = self.stage.table.get(first) else {
-            return self.stage.at.clone();
+            return stage;
         };
-        let node = entry.node.find(rest);
-        match (&node.tree, field) {
-            (Tree::Table(table), Some(field)) => table
-                .get(field)
-                .map_or(&node.span, |entry| &entry.key_span)
-                .clone(),
-            _ => node.span.clone(),
+        let parent = rest.split_last().filter(|_| is_key);
+        if let Some((last, path)) = parent
+            && let Tree::Table(table) = &entry.node.find(path).tree
+            && let Some(entry) = table.get(last)
+        {
+            return (entry.key_span.clone(), "here");
         }
+        (entry.node.find(rest).span.clone(), "here")
     }
 
     fn tools(&mut self, spec: &StageSpec, needs: Vec<String>) -> BTreeMap<String, StageId> {
@@ -528,7 +541,7 @@ impl<'a> Checker<'a> {
                     ),
                 };
                 self.problem(
-                    "missing_tool",
+                    Code::PlanMissingTool,
                     message,
                     &self.stage.at.clone(),
                     "this stage",
@@ -546,18 +559,4 @@ fn names<'d>(stages: impl Iterator<Item = &'d DraftStage>) -> Vec<&'d str> {
     let mut names: Vec<&str> = stages.map(|stage| stage.name.as_str()).collect();
     names.dedup();
     names
-}
-
-/// Whether `problem` is about the absence of `key`.
-fn mentions(problem: &Problem, key: &str) -> bool {
-    quoted(&problem.message).contains(&key)
-}
-
-/// The field that serde does not know.
-fn unknown_field(problem: &Problem) -> Option<&str> {
-    problem
-        .message
-        .strip_prefix("unknown field `")?
-        .split('`')
-        .next()
 }

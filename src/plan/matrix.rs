@@ -6,9 +6,8 @@ use super::common::{ACROSS, spec_of, strings};
 use super::source::{Node, Span, Table, Tree};
 use super::source_map::SourceMap;
 use super::vars::{Coordinates, Vars};
-use super::words::hint;
 use crate::action::{Registry, StageSpec};
-use crate::base::Problem;
+use crate::base::{Code, Problem, hint};
 
 /// Cap on the stages of a plan, tools and all instances included; far above any plan that a person
 /// writes.
@@ -96,8 +95,7 @@ impl Matrix {
                         stage.name
                     );
                     problems.push(
-                        Problem::new("kiln::plan::matrix", message)
-                            .at(at.clone(), "gathers nothing"),
+                        Problem::new(Code::PlanMatrix, message).at(at.clone(), "gathers nothing"),
                     );
                 }
             }
@@ -187,8 +185,8 @@ fn across(
             "`{name}` cannot be `across` an axis: `{}` takes one stage in each input",
             spec.kind
         );
-        problems
-            .push(Problem::new("kiln::plan::matrix", message).at(entry.key_span.clone(), "here"));
+        let problem = Problem::new(Code::PlanMatrix, message).at(entry.key_span.clone(), "here");
+        problems.push(problem.help(format!("remove `{ACROSS}`")));
         return vec![];
     }
     let Tree::List(items) = &entry.node.tree else {
@@ -196,7 +194,7 @@ fn across(
             "`{name}.{ACROSS}` is {}, expected a list of axes",
             entry.node.what()
         );
-        let problem = Problem::new("kiln::plan::wrong_type", message);
+        let problem = Problem::new(Code::PlanWrongType, message);
         problems.push(problem.at(entry.node.span.clone(), "expected a list of axes"));
         return vec![];
     };
@@ -207,7 +205,7 @@ fn across(
             Some(axis) => axes.push((axis, item.span.clone())),
             None => problems.push(
                 Problem::new(
-                    "kiln::plan::matrix",
+                    Code::PlanMatrix,
                     format!("`{name}.{ACROSS}`: there is no axis `{wanted}`"),
                 )
                 .at(item.span.clone(), "here")

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use super::source::{Entry, Table, Tree};
 use super::source_map::{FileId, SourceMap};
-use super::words::hint;
-use crate::base::Problem;
+use crate::base::{Code, Problem, hint};
 
 /// What the files of a plan say together; each list in the order of the text, included files first.
 #[derive(Default)]
@@ -49,7 +48,7 @@ pub fn merge(map: &SourceMap, problems: &mut Vec<Problem>) -> Tables {
             "include" => {}
             "plan" if map.is_outermost(file) => tables.plan = Some(entry.clone()),
             "plan" => problems.push(
-                Problem::new("kiln::plan::include", "an included file has no `[plan]`")
+                Problem::new(Code::PlanInclude, "an included file has no `[plan]`")
                     .at(entry.key_span.clone(), "here")
                     .help(
                         "the plan that includes it has the name: move what both need into a file \
@@ -61,12 +60,9 @@ pub fn merge(map: &SourceMap, problems: &mut Vec<Problem>) -> Tables {
             "tools" => tables.tools.extend_from_slice(entries(entry, problems)),
             "stage" => tables.stages.extend_from_slice(entries(entry, problems)),
             other => problems.push(
-                Problem::new(
-                    "kiln::plan::unknown_key",
-                    format!("a plan has no `{other}`"),
-                )
-                .at(entry.key_span.clone(), "here")
-                .help(hint(other, "its tables", TABLES)),
+                Problem::new(Code::PlanUnknownKey, format!("a plan has no `{other}`"))
+                    .at(entry.key_span.clone(), "here")
+                    .help(hint(other, "its tables", TABLES)),
             ),
         }
     }
@@ -89,7 +85,7 @@ fn entries<'e>(entry: &'e Entry, problems: &mut Vec<Problem>) -> &'e [Entry] {
         Tree::Table(Table { entries }) => entries,
         _ => {
             let message = format!("`{}` is {}, expected a table", entry.key, entry.node.what());
-            let problem = Problem::new("kiln::plan::wrong_type", message);
+            let problem = Problem::new(Code::PlanWrongType, message);
             problems.push(problem.at(entry.node.span.clone(), "expected a table"));
             &[]
         }
@@ -106,7 +102,7 @@ fn once(what: &str, named: &mut Vec<Entry>, problems: &mut Vec<Problem>) {
         Some(first) => {
             let message = format!("the {what} `{}` is defined twice", entry.key);
             problems.push(
-                Problem::new("kiln::plan::defined_twice", message)
+                Problem::new(Code::PlanDefinedTwice, message)
                     .at(entry.key_span.clone(), "here")
                     .at(first.clone(), "and here")
                     .help("give one of them another name, or remove it"),
@@ -140,10 +136,10 @@ fn outermost(values: Vec<Value>, map: &SourceMap, problems: &mut Vec<Problem>) -
                 false => format!("`{name}` is both a variable and an axis"),
             };
             problems.push(
-                Problem::new("kiln::plan::defined_twice", message)
+                Problem::new(Code::PlanDefinedTwice, message)
                     .at(second.entry.key_span.clone(), "here")
                     .at(first.entry.key_span.clone(), "and here")
-                    .help("keep one of them, or give it in the file that includes both"),
+                    .help("remove one of them, or define it in the file that includes both"),
             );
         }
     }

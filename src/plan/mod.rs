@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::action::Registry;
-use crate::base::Problem;
+use crate::base::{Code, Problem};
 
 pub use matrix::MAX_STAGES;
 pub use schema::schema;
@@ -57,7 +57,7 @@ pub fn read(
     problems.retain(|problem| told.insert(format!("{problem:?}")));
     if problems.len() > MAX_TOLD {
         let message = format!("and {} more mistakes", problems.split_off(MAX_TOLD).len());
-        problems.push(Problem::new("kiln::plan::more", message).help("mend these first"));
+        problems.push(Problem::new(Code::PlanMore, message).help("mend these first"));
     }
     Err(problems)
 }
@@ -98,8 +98,10 @@ fn place(problem: &Problem) -> Option<Range<usize>> {
 
 /// Whether a `${...}` could not be filled in.
 fn is_unfilled(problem: &Problem) -> bool {
-    let code = problem.code.strip_prefix("kiln::plan::");
-    code.is_some_and(|code| matches!(code, "unknown_variable" | "variable" | "axis"))
+    matches!(
+        problem.code,
+        Code::PlanUnknownVariable | Code::PlanVariable | Code::PlanAxis
+    )
 }
 
 /// A stage's own name: `weights`; `npu.sm8650` for an instance of `npu`; `tools.qnn` for the
@@ -148,6 +150,8 @@ pub struct PlannedStage {
     pub retries: u32,
     /// It is built only where it, or what needs it, is asked for.
     pub optional: bool,
+    /// Where the plan names it, in the texts that it was read from: see [`SourceMap::place`].
+    pub at: Range<usize>,
 }
 
 /// What of a stage's artifact is written out.

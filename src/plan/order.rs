@@ -10,7 +10,7 @@ use super::check::Checked;
 use super::parse::TOOLS;
 use super::source::Span;
 use super::{Keep, PlannedStage, StageId};
-use crate::base::Problem;
+use crate::base::{Code, Problem};
 
 /// The stages in an order that follows the plan's own where it can, without the tools that nothing
 /// needs. A cycle goes to `problems`.
@@ -64,13 +64,10 @@ fn graph(checked: &[Checked]) -> DiGraph<(), Span> {
         .map(|checked| (&checked.stage.id, graph.add_node(())))
         .collect();
     for consumer in checked {
-        let tools = consumer
-            .stage
-            .tools
-            .values()
-            .map(|tool| (tool, &consumer.at));
+        let stage = &consumer.stage;
+        let tools = stage.tools.values().map(|tool| (tool, &stage.at));
         for (producer, at) in consumer.edges.iter().map(|(id, at)| (id, at)).chain(tools) {
-            if let (Some(&from), Some(&to)) = (nodes.get(producer), nodes.get(&consumer.stage.id)) {
+            if let (Some(&from), Some(&to)) = (nodes.get(producer), nodes.get(&stage.id)) {
                 graph.add_edge(from, to, at.clone());
             }
         }
@@ -99,8 +96,8 @@ fn cycle(graph: &DiGraph<(), Span>, ring: &[NodeIndex], checked: &[Checked]) -> 
     let (path, places) = (&path[start..], &places[start..]);
     if let [itself] = path {
         let message = format!("`{}` waits for itself", name(itself));
-        let problem = Problem::new("kiln::plan::cycle", message)
-            .help("name the stage that gives what it takes");
+        let problem =
+            Problem::new(Code::PlanCycle, message).help("name another stage as this input");
         return Some(problem.at(places.first()?.clone(), "here"));
     }
     let names: Vec<String> = path.iter().chain(path.first()).map(name).collect();
@@ -109,7 +106,7 @@ fn cycle(graph: &DiGraph<(), Span>, ring: &[NodeIndex], checked: &[Checked]) -> 
         .iter()
         .zip(places)
         .map(|(name, place)| (place.clone(), format!("`{name}` waits for this")));
-    let problem = Problem::new("kiln::plan::cycle", message)
+    let problem = Problem::new(Code::PlanCycle, message)
         .help("one of these inputs must come from another stage");
     Some(Problem {
         labels: labels.collect(),

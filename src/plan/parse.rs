@@ -6,9 +6,9 @@ use super::merge::{Tables, merge};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::source_map::SourceMap;
 use super::vars::{Coordinates, Vars};
-use super::words::{MAX_NAME, bad_name, hint};
+use super::words::{MAX_NAME, bad_name};
 use crate::action::Registry;
-use crate::base::Problem;
+use crate::base::{Code, Problem, hint};
 
 /// What the prefix of a tool's implicit stage is.
 pub const TOOLS: &str = "tools.";
@@ -82,8 +82,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn problem(&mut self, code: &str, message: String, span: &Span, label: &str, help: String) {
-        let problem = Problem::new(&format!("kiln::plan::{code}"), message).at(span.clone(), label);
+    fn problem(&mut self, code: Code, message: String, span: &Span, label: &str, help: String) {
+        let problem = Problem::new(code, message).at(span.clone(), label);
         self.problems.push(if help.is_empty() {
             problem
         } else {
@@ -98,7 +98,7 @@ impl Reader<'_> {
             entry.node.what()
         );
         self.problem(
-            "wrong_type",
+            Code::PlanWrongType,
             message,
             &entry.node.span,
             &format!("expected {expected}"),
@@ -128,7 +128,7 @@ impl Reader<'_> {
         } else {
             let help = "begin the plan with `[plan]` and `name = \"...\"`".to_string();
             self.problem(
-                "missing_name",
+                Code::PlanMissingName,
                 "the plan has no [plan] table".into(),
                 &(0..0),
                 "here",
@@ -182,7 +182,7 @@ impl Reader<'_> {
             let message =
                 format!("the plan has {count} stages and tools, at most {MAX_STAGES} are built");
             self.problem(
-                "too_large",
+                Code::PlanTooLarge,
                 message,
                 &(0..0),
                 "here",
@@ -198,7 +198,7 @@ impl Reader<'_> {
         // be too long.
         if let Some(why) = bad_name(id).filter(|_| id != stage.name && id.len() > MAX_NAME) {
             self.problem(
-                "bad_name",
+                Code::PlanBadName,
                 format!("`{id}` cannot name a stage"),
                 &stage.at,
                 "a stage of these",
@@ -207,12 +207,12 @@ impl Reader<'_> {
         }
         if let Some(other) = draft.stages.iter().find(|other| other.id == id) {
             let problem = Problem::new(
-                "kiln::plan::matrix",
+                Code::PlanMatrix,
                 format!("two stages would be called `{id}`"),
             );
             let problem = problem
-                .at(stage.at.clone(), "one of these")
-                .at(other.at.clone(), "and of these");
+                .at(stage.at.clone(), "this stage")
+                .at(other.at.clone(), "and this stage");
             self.problems
                 .push(problem.help("give one of them, or a value of the matrix, another name"));
         }
@@ -223,7 +223,7 @@ impl Reader<'_> {
         for other in table.entries.iter().filter(|other| other.key != "name") {
             let message = format!("[plan] has no `{}`", other.key);
             self.problem(
-                "unknown_key",
+                Code::PlanUnknownKey,
                 message,
                 &other.key_span,
                 "here",
@@ -233,7 +233,7 @@ impl Reader<'_> {
         let Some(name) = table.get("name") else {
             let help = "add `name = \"...\"`".to_string();
             self.problem(
-                "missing_name",
+                Code::PlanMissingName,
                 "the plan has no name".into(),
                 &entry.key_span,
                 "no `name`",
@@ -256,11 +256,11 @@ impl Reader<'_> {
     fn check_name(&mut self, name: &str, what: &str, span: &Span) {
         if let Some(why) = bad_name(name) {
             let message = format!("`{}` cannot name a {what}", name.escape_debug());
-            self.problem("bad_name", message, span, "here", why.into());
+            self.problem(Code::PlanBadName, message, span, "here", why.into());
         } else if what == "stage" && name.starts_with(TOOLS) {
             let message = format!("`{name}` cannot name a stage");
             let help = format!("names that begin with `{TOOLS}` belong to what [tools] declares");
-            self.problem("bad_name", message, span, "here", help);
+            self.problem(Code::PlanBadName, message, span, "here", help);
         }
     }
 
@@ -286,7 +286,7 @@ impl Reader<'_> {
         {
             let message = format!("a tool has no `{}`", other.key);
             self.problem(
-                "unknown_key",
+                Code::PlanUnknownKey,
                 message,
                 &other.key_span,
                 "here",
@@ -294,11 +294,26 @@ impl Reader<'_> {
             );
         }
         if written.get("pypi").is_some() == written.get("url").is_some() {
-            let message = format!("the tool `{}` needs either `pypi` or `url`", entry.key);
-            let help = "for example `pypi = \"onnxruntime==1.32.0\"`, or `url` with the address \
-                        of a wheel"
-                .into();
-            self.problem("tool_source", message, &entry.key_span, "this one", help);
+            let name = &entry.key;
+            let (message, help) = match written.get("url").is_some() {
+                true => (
+                    format!("the tool `{name}` has both `pypi` and `url`"),
+                    "remove one of them".into(),
+                ),
+                false => (
+                    format!("the tool `{name}` needs either `pypi` or `url`"),
+                    "for example `pypi = \"onnxruntime==1.32.0\"`, or `url` with the address of a \
+                     wheel"
+                        .into(),
+                ),
+            };
+            self.problem(
+                Code::PlanToolSource,
+                message,
+                &entry.key_span,
+                "this tool",
+                help,
+            );
         }
         let mut table = Table { entries: vec![] };
         for key in &written.entries {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::base::Problem;
+use crate::base::{Code, Problem};
 
 /// The text of a plan, or of a file that it includes, and where it came from.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,8 +63,8 @@ impl Source {
         let syntax = |error: &toml::de::Error| {
             let span = error.span().unwrap_or(self.text.len()..self.text.len());
             Problem::new(
-                "kiln::plan::syntax",
-                format!("not TOML: {}", error.message()),
+                Code::PlanSyntax,
+                format!("not valid TOML: {}", error.message()),
             )
             .at(shifted(span, base), "here")
         };
@@ -139,7 +139,7 @@ impl Planter<'_> {
                     "integers have 64 bits, with a sign; other numbers are finite",
                 ),
             };
-            let problem = Problem::new("kiln::plan::syntax", format!("a plan cannot hold {what}"));
+            let problem = Problem::new(Code::PlanSyntax, format!("a plan cannot hold {what}"));
             self.problems
                 .push(problem.at(span.clone(), what).help(help));
         }

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use miette::{MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents};
 
 use super::source::{Node, Source, Span, Table, Tree};
-use crate::base::{Problem, Result, masked, shown_line};
+use crate::base::{Code, Problem, Result, masked, shown_line};
 
 /// Cap on the text of a plan with all it includes: far above any plan that a person writes, far
 /// below what could hurt.
@@ -69,7 +69,7 @@ impl SourceMap {
         if size > MAX_TEXT_BYTES {
             let message = format!("the plan has {size} bytes, at most {MAX_TEXT_BYTES} are read");
             let problem =
-                Problem::new("kiln::plan::too_large", message).help("split it into several plans");
+                Problem::new(Code::PlanTooLarge, message).help("split it into several plans");
             return self.problems.push(match by {
                 Some((_, at)) => problem.at(at, "with this file"),
                 None => problem,
@@ -109,7 +109,7 @@ impl SourceMap {
                 Some(path) => paths.push((path.to_string(), item.span.clone())),
                 None => self.problems.push(
                     Problem::new(
-                        "kiln::plan::wrong_type",
+                        Code::PlanWrongType,
                         format!("`include` has {}", item.what()),
                     )
                     .at(item.span.clone(), "expected a list of paths")
@@ -133,7 +133,7 @@ impl SourceMap {
         let same = |file: &&File| normal(&file.source.path()) == normal(&whole);
         if let Some(there) = self.files.iter().find(same) {
             let message = format!("`{}` is included twice", there.source.name);
-            let problem = Problem::new("kiln::plan::include", message).at(at.clone(), "here");
+            let problem = Problem::new(Code::PlanInclude, message).at(at.clone(), "here");
             return Err(match &there.by {
                 Some((_, first)) if !self.includes(there, by) => problem
                     .at(first.clone(), "and here")
@@ -147,8 +147,9 @@ impl SourceMap {
         }
         if self.files.len() == MAX_FILES {
             let message = format!("the plan includes more than {} files", MAX_FILES - 1);
-            return Err(Problem::new("kiln::plan::too_large", message)
-                .at(at.clone(), "no further than this"));
+            return Err(
+                Problem::new(Code::PlanTooLarge, message).at(at.clone(), "no further than this")
+            );
         }
         let named = Path::new(&includer.name)
             .parent()

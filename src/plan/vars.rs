@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::merge::Tables;
 use super::source::{Entry, Node, Span, Tree};
 use super::source_map::SourceMap;
-use super::words::{bad_name, hint};
-use crate::base::Problem;
+use super::words::bad_name;
+use crate::base::{Code, Problem, hint};
 
 /// Cap on a string with all its variables filled in: far above any argument, prompt or path.
 const MAX_FILLED_BYTES: usize = 64 << 10;
@@ -25,6 +25,8 @@ pub struct Vars {
     vars: Vec<Var>,
     axes: Vec<Axis>,
     pinned: bool,
+    /// Variables and axes whose definition is wrong.
+    broken: Vec<String>,
     /// Bytes that were filled in so far.
     filled: usize,
 }
@@ -52,14 +54,18 @@ impl Vars {
         problems: &mut Vec<Problem>,
     ) -> Vars {
         let mut vars = Vars::default();
-        vars.vars.extend(
-            tables
-                .vars
-                .iter()
-                .filter_map(|entry| var(entry, map, problems)),
-        );
-        vars.axes
-            .extend(tables.axes.iter().filter_map(|entry| axis(entry, problems)));
+        for entry in &tables.vars {
+            match var(entry, map, problems) {
+                Some(var) => vars.vars.push(var),
+                None => vars.broken.push(entry.key.clone()),
+            }
+        }
+        for entry in &tables.axes {
+            match axis(entry, problems) {
+                Some(axis) => vars.axes.push(axis),
+                None => vars.broken.push(entry.key.clone()),
+            }
+        }
         for (name, text) in sets {
             vars.set(name, text, problems);
         }
@@ -79,7 +85,7 @@ impl Vars {
         let Some((old, at)) = var.or(axis) else {
             problems.push(
                 Problem::new(
-                    "kiln::plan::unknown_variable",
+                    Code::PlanUnknownVariable,
                     format!("--set {name}: the plan has no such variable"),
                 )
                 .help(hint(name, "variables", self.names())),
@@ -104,11 +110,11 @@ impl Vars {
             .what();
             problems.push(
                 Problem::new(
-                    "kiln::plan::wrong_type",
+                    Code::PlanWrongType,
                     format!("--set {name}={text}: expected {expected}"),
                 )
                 .at(at, format!("{expected} here"))
-                .help("it keeps the type that the plan gave it"),
+                .help("the value must have the type that it has in the plan"),
             );
             return;
         };
@@ -119,7 +125,7 @@ impl Vars {
                     text.escape_debug()
                 );
                 problems.push(
-                    Problem::new("kiln::plan::bad_name", message)
+                    Problem::new(Code::PlanBadName, message)
                         .at(at, "this axis")
                         .help(why),
                 );
@@ -244,8 +250,7 @@ impl Vars {
                 let message = format!(
                     "with its variables filled in, it has more than {MAX_FILLED_BYTES} bytes"
                 );
-                let problem =
-                    Problem::new("kiln::plan::too_large", message).at(place("${"), "here");
+                let problem = Problem::new(Code::PlanTooLarge, message).at(place("${"), "here");
                 return Err(problem.help("put a long text into a file, and `fetch` it"));
             }
             match piece {
@@ -256,7 +261,7 @@ impl Vars {
                     has_variables = true;
                 }
                 Piece::Open => {
-                    return Err(Problem::new("kiln::plan::variable", "`${` without `}`")
+                    return Err(Problem::new(Code::PlanVariable, "`${` without `}`")
                         .at(place("${"), "here")
                         .help("write `$${` for the characters `${` themselves"));
                 }
@@ -278,7 +283,7 @@ impl Vars {
         let message = format!(
             "with all variables filled in, the plan has more than {MAX_ALL_FILLED_BYTES} bytes"
         );
-        Err(Problem::new("kiln::plan::too_large", message)
+        Err(Problem::new(Code::PlanTooLarge, message)
             .help("put a long text into a file, and `fetch` it"))
     }
 
@@ -300,7 +305,7 @@ impl Vars {
                 .cloned()
                 .ok_or_else(|| {
                     Problem::new(
-                        "kiln::plan::axis",
+                        Code::PlanAxis,
                         format!("the axis `{name}` has no single value here"),
                     )
                     .help(
@@ -309,8 +314,12 @@ impl Vars {
                     )
                 });
         }
+        if self.broken.iter().any(|broken| broken == name) {
+            let message = format!("`{name}` has no valid value");
+            return Err(Problem::new(Code::PlanVariable, message).help("correct its definition"));
+        }
         Err(Problem::new(
-            "kiln::plan::unknown_variable",
+            Code::PlanUnknownVariable,
             format!("there is no variable `{name}`"),
         )
         .help(hint(name, "variables", self.names())))
@@ -330,7 +339,7 @@ impl Vars {
             .map(|axis| ("axis", axis.name, axis.at));
         vars.chain(axes).map(|(what, name, at)| {
             Problem::new(
-                "kiln::plan::unused_variable",
+                Code::PlanUnusedVariable,
                 format!("nothing uses the {what} `{name}`"),
             )
             .at(at, "set here")
@@ -347,17 +356,17 @@ fn var(entry: &Entry, map: &SourceMap, problems: &mut Vec<Problem>) -> Option<Va
     match tree {
         Tree::List(_) | Tree::Table(_) => problems.push(
             Problem::new(
-                "kiln::plan::wrong_type",
+                Code::PlanWrongType,
                 format!("the variable `{name}` is {}", entry.node.what()),
             )
             .at(span.clone(), "expected a string, number or boolean"),
         ),
         Tree::String(text) if text.contains("${") => problems.push(
             Problem::new(
-                "kiln::plan::variable",
+                Code::PlanVariable,
                 format!("the variable `{name}` refers to a variable"),
             )
-            .at(span.clone(), "taken as it stands")
+            .at(span.clone(), "not filled in here")
             .help("write `${...}` where the variable is used"),
         ),
         Tree::String(text) => {
@@ -392,11 +401,7 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
                 entry.node.what()
             };
             problems.push(
-                Problem::new(
-                    "kiln::plan::wrong_type",
-                    format!("the axis `{name}` is {what}"),
-                )
-                .at(
+                Problem::new(Code::PlanWrongType, format!("the axis `{name}` is {what}")).at(
                     entry.node.span.clone(),
                     "expected a list of strings, numbers or booleans",
                 ),
@@ -409,7 +414,7 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
     for item in items {
         let Some(text) = item.tree.text() else {
             let message = format!("the axis `{name}` has {}", item.what());
-            let problem = Problem::new("kiln::plan::wrong_type", message);
+            let problem = Problem::new(Code::PlanWrongType, message);
             problems.push(problem.at(item.span.clone(), "expected a string, number or boolean"));
             continue;
         };
@@ -419,15 +424,19 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
                 text.escape_debug()
             );
             problems.push(
-                Problem::new("kiln::plan::bad_name", message)
+                Problem::new(Code::PlanBadName, message)
                     .at(item.span.clone(), "here")
                     .help(why),
             );
         }
         if let Some(first) = seen.insert(text.clone(), item.span.clone()) {
             let message = format!("the axis `{name}` has `{text}` twice");
-            let problem = Problem::new("kiln::plan::matrix", message).at(item.span.clone(), "here");
-            problems.push(problem.at(first, "and here").help("remove one of them"));
+            let problem = Problem::new(Code::PlanMatrix, message).at(first, "here");
+            problems.push(
+                problem
+                    .at(item.span.clone(), "and here")
+                    .help("remove one of them"),
+            );
             continue;
         }
         values.push(item.tree.clone());

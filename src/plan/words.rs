@@ -1,44 +1,4 @@
-//! What the writer may have meant.
-
-/// The candidate most like `word`, if any is like it at all.
-pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    /// At least half of the letters stay where they are.
-    const ALIKE: f64 = 0.5;
-    let alike = |candidate: &'a str| {
-        (
-            strsim::normalized_damerau_levenshtein(word, candidate),
-            candidate,
-        )
-    };
-    candidates
-        .into_iter()
-        .map(alike)
-        .filter(|(likeness, _)| *likeness >= ALIKE)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
-}
-
-/// "did you mean `x`?", or the list of what there is.
-pub fn hint<'a>(
-    word: &str,
-    what: &str,
-    candidates: impl IntoIterator<Item = &'a str> + Clone,
-) -> String {
-    match closest(word, candidates.clone()) {
-        Some(candidate) => format!("did you mean `{candidate}`?"),
-        None => {
-            let known: Vec<String> = candidates
-                .into_iter()
-                .map(|word| format!("`{word}`"))
-                .collect();
-            if known.is_empty() {
-                format!("there are no {what}")
-            } else {
-                format!("{what}: {}", known.join(", "))
-            }
-        }
-    }
-}
+//! What may be a name.
 
 /// What [`bad_name`] has nothing against, but for its length.
 pub const NAME_PATTERN: &str = "^[a-z0-9][a-z0-9._-]*$";
@@ -67,9 +27,4 @@ pub fn bad_name(name: &str) -> Option<&'static str> {
         return Some("kiln itself writes a file of that name beside the artifacts");
     }
     (name.len() > MAX_NAME).then_some("a name has at most 100 characters")
-}
-
-/// The words of `message` between backquotes.
-pub fn quoted(message: &str) -> Vec<&str> {
-    message.split('`').skip(1).step_by(2).collect()
 }

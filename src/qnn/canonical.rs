@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use zip::ZipArchive;
 
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 
 /// The text that libQnnIr and libQnnSystem write before each time.
 const KEY: &[u8] = b"\"timestamp\": \"";
@@ -17,15 +17,15 @@ const EPOCH: &[u8] = b"1980-01-01 00:00:00 UTC";
 /// else needs to change. Only `dlc.metadata*` records are searched: weights may have any bytes.
 pub fn without_time(dlc: &mut [u8]) -> Result<()> {
     let mut archive =
-        ZipArchive::new(Cursor::new(&*dlc)).context("kiln::qnn::dlc", || "open a DLC".into())?;
+        ZipArchive::new(Cursor::new(&*dlc)).context(Code::QnnDlc, || "open a DLC".into())?;
     let mut records = vec![];
     for index in 0..archive.len() {
         let entry = archive
             .by_index_raw(index)
-            .context("kiln::qnn::dlc", || "read a DLC".into())?;
+            .context(Code::QnnDlc, || "read a DLC".into())?;
         let name = entry
             .name()
-            .context("kiln::qnn::dlc", || "read a name in a DLC".into())?
+            .context(Code::QnnDlc, || "read a name in a DLC".into())?
             .into_owned();
         if name.starts_with("dlc.metadata") {
             let start = entry.data_start().unwrap_or(0);
@@ -35,13 +35,13 @@ pub fn without_time(dlc: &mut [u8]) -> Result<()> {
     for (name, start, end) in records {
         let Some(record) = dlc.get_mut(start as usize..end as usize) else {
             return Err(Problem::new(
-                "kiln::qnn::dlc",
+                Code::QnnDlc,
                 format!("record `{name}` of a DLC leaves the file: {start}..{end}"),
             ));
         };
         if overwrite_times(record) == 0 {
             return Err(Problem::new(
-                "kiln::qnn::dlc",
+                Code::QnnDlc,
                 format!("record `{name}` of a DLC has no time stamp where one was"),
             )
             .help("these libraries write DLCs in another way than QAIRT 2.51, the supported one"));
@@ -90,7 +90,7 @@ mod tests {
     fn other_files_are_rejected() {
         assert_eq!(
             without_time(&mut b"clay".to_vec()).unwrap_err().code,
-            "kiln::qnn::dlc"
+            Code::QnnDlc
         );
     }
 }

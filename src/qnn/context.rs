@@ -10,7 +10,7 @@ use std::rc::Rc;
 use super::library::{c_string, check, non_null, open, owned, slot};
 use super::tensors::{GraphInfo, TensorInfo};
 use super::{Soc, ffi, log};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Largest context binary that kiln accepts from a library: device processes map less than 4 GB.
 const MAX_BINARY_BYTES: u64 = 16 << 30;
@@ -275,7 +275,7 @@ impl Context {
 }
 
 fn invalid_binding(message: String) -> Problem {
-    Problem::new("kiln::qnn::binding", message)
+    Problem::new(Code::QnnBinding, message)
 }
 
 impl Drop for Context {
@@ -302,7 +302,7 @@ pub(super) fn read_out(
     })?;
     if size == 0 || size > MAX_BINARY_BYTES {
         return Err(Problem::new(
-            "kiln::qnn::odd_answer",
+            Code::QnnOddAnswer,
             format!("the library reports a {what} of {size} bytes"),
         ));
     }
@@ -312,7 +312,7 @@ pub(super) fn read_out(
     })?;
     if written > size {
         return Err(Problem::new(
-            "kiln::qnn::odd_answer",
+            Code::QnnOddAnswer,
             format!("the library wrote {written} of {size} bytes"),
         ));
     }

@@ -11,7 +11,7 @@ use libloading::os::unix::Library;
 
 use super::library::{c_string, load, non_null};
 use super::log;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 type Handle = *mut c_void;
 type Status = i32;
@@ -228,7 +228,7 @@ impl Functions {
                     "libGenie.so has API {}.{}; kiln supports {}.{}",
                     found.0, found.1, API.0, API.1
                 );
-                return Err(Problem::new("kiln::tool_missing", what));
+                return Err(Problem::new(Code::ToolMissing, what));
             }
             Ok(Functions {
                 config_from_json: symbol(library, "GenieDialogConfig_createFromJson")?,
@@ -256,7 +256,7 @@ unsafe fn symbol<F: Copy>(library: &'static Library, name: &str) -> Result<F> {
     match unsafe { library.get::<F>(name) } {
         Ok(symbol) => Ok(*symbol),
         Err(error) => Err(Problem::new(
-            "kiln::qnn::no_function",
+            Code::QnnNoFunction,
             format!("libGenie.so does not have {name}"),
         )
         .because(&error)),
@@ -363,7 +363,7 @@ fn check(status: Status, what: &str) -> Result<()> {
         _ => "see GenieCommon.h",
     };
     let message = format!("libGenie failed to {what}: status {status}, {meaning}");
-    let mut problem = Problem::new("kiln::genie::refused", message);
+    let mut problem = Problem::new(Code::GenieRefused, message);
     problem.causes = log::take();
     Err(problem)
 }

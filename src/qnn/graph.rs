@@ -16,7 +16,7 @@ use super::library::{c_string, check, non_null, slot};
 use super::quantize::{Quantize, QuantizeData};
 use super::tensors::{GraphInfo, TensorInfo, type_name};
 use super::{ffi, log};
-use crate::base::{Context as _, Problem, Result};
+use crate::base::{Code, Context as _, Problem, Result};
 
 /// The package of every operation.
 const PACKAGE: &std::ffi::CStr = c"qti.aisw";
@@ -43,7 +43,7 @@ impl GraphOptions {
     pub fn ir(path: &Path) -> Result<Self> {
         let path_name = CString::new(path.as_os_str().as_bytes());
         Ok(GraphOptions::Ir(
-            path_name.context("kiln::qnn::name", || {
+            path_name.context(Code::QnnName, || {
                 format!("name {} to a library", path.display())
             })?,
         ))
@@ -98,9 +98,6 @@ impl RawOptions {
         }
     }
 }
-
-/// The code of the problem if the backend rejects an operation.
-const OP_REFUSED: &str = "kiln::qnn::op_refused";
 
 /// Most rejected operations of a kind that a message names.
 const NAMED: usize = 4;
@@ -214,7 +211,7 @@ impl OwnedTensor {
         }
         if expected != data.bytes.len() as u128 || data.bytes.len() > u32::MAX as usize {
             return Err(Problem::new(
-                "kiln::qnn::static_data",
+                Code::QnnStaticData,
                 format!(
                     "static tensor `{name}` of shape {dims:?} has {} bytes of data",
                     data.bytes.len()
@@ -298,7 +295,7 @@ impl GraphBuilder<'_> {
         let mut rejected: Vec<(&Node, Problem)> = vec![];
         for (index, node) in self.graph.nodes.iter().enumerate() {
             match self.add(node, rejected.is_empty()) {
-                Err(problem) if self.validate && problem.code == OP_REFUSED => {
+                Err(problem) if self.validate && problem.code == Code::QnnOpRefused => {
                     rejected.push((node, problem))
                 }
                 other => other?,
@@ -460,7 +457,7 @@ impl GraphBuilder<'_> {
         for (name, value) in &node.params {
             let _ = write!(text, "\n  {name} = {value:?}");
         }
-        let mut problem = Problem::new(OP_REFUSED, text).help(
+        let mut problem = Problem::new(Code::QnnOpRefused, text).help(
             "override the scheme of this operation's weights in the `requant` stage (every chip \
              takes `f16`), or build for a newer SoC",
         );
@@ -512,7 +509,7 @@ fn signature(tensor: &Tensor, id: u32) -> TensorInfo {
 
 fn unknown_tensor(node: &Node, id: TensorId) -> Problem {
     Problem::new(
-        "kiln::qnn::graph",
+        Code::QnnGraph,
         format!(
             "{} `{}` uses tensor {}, which the graph lacks",
             node.op, node.name, id.0

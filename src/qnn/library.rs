@@ -7,7 +7,7 @@ use std::path::Path;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::{ffi, log};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// The versions whose layouts `ffi` describes; both are part of QAIRT 2.51.
 const CORE_API: (u32, u32) = (2, 40);
@@ -45,7 +45,7 @@ pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
     let path = folder.join(file);
     if !path.is_file() {
         return Err(Problem::new(
-            "kiln::tool_file_missing",
+            Code::ToolFileMissing,
             format!("there is no {}", path.display()),
         )
         .help(format!(
@@ -63,7 +63,7 @@ pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
 }
 
 fn unusable(message: String) -> Problem {
-    Problem::new("kiln::tool_missing", message).help(format!("pin {SUPPORTED_WHEEL} in [tools]"))
+    Problem::new(Code::ToolMissing, message).help(format!("pin {SUPPORTED_WHEEL} in [tools]"))
 }
 
 /// Opens `folder/file` and finds its provider table, which is `'static` because the library is
@@ -116,7 +116,7 @@ pub(super) fn slot<F>(function: Option<F>, name: &str) -> Result<F> {
     match function {
         Some(function) => Ok(function),
         None => Err(Problem::new(
-            "kiln::qnn::no_function",
+            Code::QnnNoFunction,
             format!("the QNN library does not have {name}"),
         )),
     }
@@ -132,7 +132,7 @@ pub(super) fn check(code: ffi::Error, what: impl FnOnce() -> String) -> Result<(
     if let Some(meaning) = error_text(code) {
         message = format!("{message}, {meaning}");
     }
-    let mut problem = Problem::new("kiln::qnn::refused", message);
+    let mut problem = Problem::new(Code::QnnRefused, message);
     problem.causes = log::take();
     Err(problem)
 }
@@ -169,7 +169,7 @@ fn error_text(code: u64) -> Option<&'static str> {
 pub(super) fn non_null(handle: ffi::Handle, what: &str) -> Result<ffi::Handle> {
     if handle.is_null() {
         return Err(Problem::new(
-            "kiln::qnn::null",
+            Code::QnnNull,
             format!("the QNN library returned no {what} though it reports success"),
         ));
     }
@@ -180,7 +180,7 @@ pub(super) fn non_null(handle: ffi::Handle, what: &str) -> Result<ffi::Handle> {
 pub(super) fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| {
         Problem::new(
-            "kiln::qnn::name",
+            Code::QnnName,
             format!("a name contains a NUL: {}", text.escape_debug()),
         )
     })

@@ -2,7 +2,7 @@
 
 use super::ffi;
 use super::ir::Encoding;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Bits of the integer of a block in LPBQ. The HTP rejects other widths.
 const BLOCK_SCALE_BITS: u32 = 4;
@@ -29,7 +29,7 @@ impl Quantize {
         let mut data = QuantizeData::default();
         let invalid = |what: String| {
             Problem::new(
-                "kiln::qnn::static_data",
+                Code::QnnStaticData,
                 format!("static tensor `{name}` of shape {dims:?} {what}"),
             )
         };

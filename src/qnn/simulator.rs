@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{Backend, Context, GraphInfo, Soc, System};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// A loaded context binary. libQnnHtp simulates the chip on x86-64; a layer takes seconds.
 pub struct Simulator {
@@ -18,7 +18,7 @@ impl Simulator {
         let info = System::open(folder)?.binary_info(binary)?;
         let Some(soc) = Soc::of_model(info.soc_model) else {
             return Err(Problem::new(
-                "kiln::qnn::soc",
+                Code::QnnSoc,
                 format!(
                     "the context binary is for an unknown SoC, model {}",
                     info.soc_model
@@ -47,7 +47,7 @@ impl Simulator {
             names.push(graph.name.as_str());
         }
         Err(Problem::new(
-            "kiln::qnn::graph",
+            Code::QnnGraph,
             format!("the context binary has no graph `{name}`"),
         )
         .help(format!("it has {}", names.join(", "))))

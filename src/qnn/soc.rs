@@ -1,6 +1,6 @@
 //! The chips that kiln builds for.
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// A system on chip, with its numbers in the HTP backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Soc {
         if let Some(near) = suggestion {
             help = format!("did you mean `{near}`? {help}");
         }
-        Err(Problem::new("kiln::plan::soc", format!("unknown SoC `{name}`")).help(help))
+        Err(Problem::new(Code::PlanSoc, format!("unknown SoC `{name}`")).help(help))
     }
 
     /// The names of the chips.

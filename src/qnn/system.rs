@@ -13,7 +13,7 @@ use super::graph::{GraphOptions, HtpGraph};
 use super::library::{c_string, check, non_null, open, owned, slot};
 use super::tensors::GraphInfo;
 use super::{ffi, log};
-use crate::base::{Context as _, Problem, Result};
+use crate::base::{Code, Context as _, Problem, Result};
 
 /// Most graphs or context binaries of a DLC.
 const MAX_RECORDS: u32 = 4096;
@@ -48,13 +48,13 @@ impl BinaryInfo {
         // SAFETY: what the caller promises.
         let Some(info) = (unsafe { info.as_ref() }) else {
             return Err(Problem::new(
-                "kiln::qnn::null",
+                Code::QnnNull,
                 "libQnnSystem returned no binary info though it reports success",
             ));
         };
         if info.version != 3 {
             return Err(Problem::new(
-                "kiln::qnn::odd_answer",
+                Code::QnnOddAnswer,
                 format!("binary info of version {}, not 3", info.version),
             ));
         }
@@ -126,10 +126,9 @@ impl System {
     /// Opens the DLC at `path`.
     pub fn open_dlc(&self, path: &Path) -> Result<Dlc<'_>> {
         let open = slot(self.table.dlc_open, "systemDlcCreateFromFile")?;
-        let c_path = CString::new(path.as_os_str().as_bytes())
-            .context("kiln::qnn::name", || {
-                format!("name {} to a library", path.display())
-            })?;
+        let c_path = CString::new(path.as_os_str().as_bytes()).context(Code::QnnName, || {
+            format!("name {} to a library", path.display())
+        })?;
         let mut dlc = Dlc {
             system: self,
             handle: null_mut(),
@@ -217,7 +216,7 @@ impl Dlc<'_> {
                 }
                 _ => {
                     return Err(Problem::new(
-                        "kiln::qnn::odd_answer",
+                        Code::QnnOddAnswer,
                         "libQnnSystem describes a graph of a DLC in an unknown way",
                     ));
                 }
@@ -259,7 +258,7 @@ impl Dlc<'_> {
         )?;
         if count > MAX_RECORDS || (count > 0 && handles.is_null()) {
             return Err(Problem::new(
-                "kiln::qnn::odd_answer",
+                Code::QnnOddAnswer,
                 format!("{name} reports {count} records"),
             ));
         }

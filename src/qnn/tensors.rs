@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::ffi;
 use super::library::owned;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Limits on the counts that a library reports: far above any real graph, low enough for memory.
 const MAX_GRAPHS: u32 = 4096;
@@ -161,7 +161,7 @@ unsafe fn read_tensors(tensors: *const ffi::Tensor, count: u32) -> Result<Vec<Te
 
 fn invalid(what: String) -> Problem {
     Problem::new(
-        "kiln::qnn::odd_answer",
+        Code::QnnOddAnswer,
         format!("the QNN library reports {what}"),
     )
 }

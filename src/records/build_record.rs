@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::name::Name;
 use super::outline::{Kept, Outline};
 use crate::action::{ActionKey, Manifest, PartName};
-use crate::base::{CanonJson, Context, Digest, Result, hash_bytes};
+use crate::base::{CanonJson, Code, Context, Digest, Result, hash_bytes};
 use crate::engine::{Built, CompletedStage};
 use crate::plan::StageId;
 use crate::store::{Disk, Sha256};
@@ -175,7 +175,7 @@ fn output(completed: &CompletedStage) -> Result<Digest> {
         .map(|(name, part)| (name, (part.content.digest, &part.facts)))
         .collect();
     let text = serde_json::to_vec(&parts)
-        .context("kiln::record", || "serialize what a stage gives".into())?;
+        .context(Code::Record, || "serialize what a stage gives".into())?;
     Ok(hash_bytes(&text))
 }
 

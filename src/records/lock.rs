@@ -9,9 +9,7 @@ use serde::Deserialize;
 use super::build_record::{BuildRecord, VERSION};
 use super::outline::Kept;
 use crate::base::atomic::write_atomic;
-use crate::base::{Context, Problem, Result, bytes, has_bytes, open_file};
-
-const CODE: &str = "kiln::call::lock";
+use crate::base::{Code, Context, Problem, Result, bytes, has_bytes, open_file};
 
 /// Cap on the text of a lock: a part needs 200 bytes, so it holds a third of a million.
 const MAX_BYTES: u64 = 64 << 20;
@@ -27,7 +25,7 @@ pub fn beside(plan: &Path) -> PathBuf {
 /// What to say where there is none.
 pub fn none_at(path: &Path) -> Problem {
     Problem::new(
-        "kiln::call::no_lock",
+        Code::CallNoLock,
         format!("there is no lock at {}", path.display()),
     )
     .help("write it: kiln build PLAN.toml --lock; then commit it beside the plan")
@@ -44,35 +42,34 @@ impl BuildRecord {
     pub fn read_lock(path: &Path) -> Result<BuildRecord> {
         let failed = || format!("read the lock {}", path.display());
         let mut text = String::new();
-        let file = open_file(path).context(CODE, failed)?;
+        let file = open_file(path).context(Code::CallLock, failed)?;
         file.take(MAX_BYTES + 1)
             .read_to_string(&mut text)
-            .context(CODE, failed)?;
+            .context(Code::CallLock, failed)?;
         if text.len() as u64 > MAX_BYTES {
             let message = format!(
                 "{} has more than {}, which no lock has",
                 path.display(),
                 bytes(MAX_BYTES)
             );
-            return Err(Problem::new(CODE, message));
+            return Err(Problem::new(Code::CallLock, message));
         }
-        let failed = || format!("understand the lock {}", path.display());
+        let failed = || format!("read the lock {}", path.display());
         let mended =
             |problem: Problem| problem.help("a lock is written by `kiln build PLAN.toml --lock`");
         let Form { version } = toml::from_str(&text)
-            .context(CODE, failed)
+            .context(Code::CallLock, failed)
             .map_err(mended)?;
         if version != VERSION {
             let message = format!(
                 "{} has version {version}, this kiln knows {VERSION}",
                 path.display()
             );
-            return Err(
-                Problem::new(CODE, message).help("write it anew: kiln build PLAN.toml --lock")
-            );
+            return Err(Problem::new(Code::CallLock, message)
+                .help("write it again: kiln build PLAN.toml --lock"));
         }
         let record: BuildRecord = toml::from_str(&text)
-            .context(CODE, failed)
+            .context(Code::CallLock, failed)
             .map_err(mended)?;
         match record
             .stage
@@ -85,7 +82,7 @@ impl BuildRecord {
                     "{} names no artifact of `{stage}`, which is kept: it is cut",
                     path.display()
                 );
-                Err(mended(Problem::new(CODE, message)))
+                Err(mended(Problem::new(Code::CallLock, message)))
             }
         }
     }
@@ -94,11 +91,11 @@ impl BuildRecord {
     /// there.
     pub fn write_lock(&self, path: &Path) -> Result<bool> {
         let failed = || format!("write the lock {}", path.display());
-        let text = HEAD.to_string() + &toml::to_string(self).context(CODE, failed)?;
+        let text = HEAD.to_string() + &toml::to_string(self).context(Code::CallLock, failed)?;
         if has_bytes(path, text.as_bytes()) {
             return Ok(false);
         }
-        write_atomic(path, text.as_bytes()).context(CODE, failed)?;
+        write_atomic(path, text.as_bytes()).context(Code::CallLock, failed)?;
         Ok(true)
     }
 }

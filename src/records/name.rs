@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::action::PartName;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// One component of a path, as a lock may spell it: never `..`, and no `/` in it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -20,7 +20,7 @@ impl Name {
             return Ok(Name(text.into()));
         }
         Err(Problem::new(
-            "kiln::call::lock",
+            Code::CallLock,
             format!("`{}` cannot name a plan or a stage", text.escape_debug()),
         ))
     }

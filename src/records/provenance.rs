@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::build_record::BuildRecord;
 use super::outline::Inside;
 use crate::action::{Content, Manifest, Registry};
-use crate::base::{Digest, Problem, Result, without_secrets};
+use crate::base::{Code, Digest, Problem, Result, without_secrets};
 use crate::engine::Built;
 use crate::plan::{Plan, PlannedStage, StageId};
 use crate::store::{Disk, Sha256};
@@ -45,7 +45,7 @@ impl Terms {
             seconds.and_then(utc).ok_or_else(|| {
                 let message =
                     format!("SOURCE_DATE_EPOCH is {epoch:?}, expected seconds since 1970");
-                Problem::new("kiln::call::source_date_epoch", message)
+                Problem::new(Code::CallSourceDateEpoch, message)
                     .help("unset it, or set it: $(date +%s)")
             })
         });

@@ -139,25 +139,6 @@ impl Limits {
             _ => vec![],
         }
     }
-
-    /// The limits of type f64, which may be NaN or infinite, by name.
-    pub fn numbers(&self) -> [(&'static str, Option<f64>); 13] {
-        [
-            ("ppl_ratio", self.ppl_ratio),
-            ("kld", self.kld),
-            ("kld_99", self.kld_99),
-            ("same_top", self.same_top),
-            ("perplexity", self.perplexity),
-            ("range", self.range),
-            ("scores_range", self.scores_range),
-            ("mask", self.mask),
-            ("sqnr_db", self.sqnr_db),
-            ("time_to_first_token_ms", self.time_to_first_token_ms),
-            ("ms_per_token", self.ms_per_token),
-            ("tokens_per_second", self.tokens_per_second),
-            ("power_w", self.power_w),
-        ]
-    }
 }
 
 #[cfg(test)]

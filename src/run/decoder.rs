@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::inputs::{self, HostInput, LOGITS, Shapes};
 use crate::model::decoder::{DecoderSpec, Rotary};
 use crate::model::facts::GraphFacts;
@@ -180,7 +180,7 @@ fn host_inputs(
     let past = context.saturating_sub(width);
     if width > context || tokens.len() > width || cache.tokens() > past {
         return Err(Problem::new(
-            "kiln::evaluate::graph_too_small",
+            Code::EvaluateGraphTooSmall,
             format!(
                 "{} tokens after {} do not fit the graph `{}`, which takes {width} in a context \
                  of {context}",
@@ -288,7 +288,7 @@ fn remove_output(
     let values = outputs.remove(name).unwrap_or_default();
     if values.len() != size {
         return Err(Problem::new(
-            "kiln::evaluate::output",
+            Code::EvaluateOutput,
             format!(
                 "the candidate's output `{name}` has {} values, expected {size}",
                 values.len()

@@ -10,7 +10,7 @@ use super::decoder::{Engine, Graph, Tensor};
 use crate::action::{Blob, Job};
 use crate::artifact::context::binary_inputs;
 use crate::artifact::tools::QNN;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::qnn::{DataType, Simulator, TensorInfo};
 
@@ -72,7 +72,7 @@ impl Binary {
         let role = graph.role();
         let Some(facts) = self.graphs.get(role) else {
             let message = format!("the context binary holds no {role} graph");
-            return Err(Problem::new("kiln::evaluate::graphs", message)
+            return Err(Problem::new(Code::EvaluateGraphs, message)
                 .help("build it with both graphs: leave `graphs` out of the `context-bin` stage"));
         };
         Ok(facts)
@@ -83,7 +83,7 @@ impl Engine for Htp {
     fn facts(&self, graph: Graph) -> Result<GraphFacts> {
         let Some(binary) = self.binaries.first() else {
             let message = "there is no context binary";
-            return Err(Problem::new("kiln::evaluate::graphs", message));
+            return Err(Problem::new(Code::EvaluateGraphs, message));
         };
         Ok(binary.graph(graph)?.clone())
     }
@@ -109,7 +109,7 @@ impl Engine for Htp {
                     encode(tensor, value)?
                 } else {
                     let message = format!("`{name}` has an unknown input `{}`", tensor.name);
-                    return Err(Problem::new("kiln::evaluate::graphs", message));
+                    return Err(Problem::new(Code::EvaluateGraphs, message));
                 };
                 graph_inputs.insert(tensor.name.clone(), bytes);
             }
@@ -127,7 +127,7 @@ impl Engine for Htp {
         for name in outputs {
             if !values.contains_key(name) {
                 let message = format!("the candidate has no output `{name}`");
-                return Err(Problem::new("kiln::evaluate::graphs", message));
+                return Err(Problem::new(Code::EvaluateGraphs, message));
             }
         }
         Ok(values)
@@ -214,7 +214,7 @@ fn decode(tensor: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>> {
 
 fn unsupported_type(tensor: &TensorInfo) -> Problem {
     Problem::new(
-        "kiln::evaluate::type",
+        Code::EvaluateType,
         format!(
             "`{}` is {}, which the evaluation does not feed",
             tensor.name, tensor.type_name

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::decoder::Tensor;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
 use crate::model::onnx::{ExternalRows, Function};
 
@@ -89,7 +89,7 @@ fn read_rows<'a>(
         return Ok(None);
     };
     let path = folder.join(location);
-    let file = File::open(&path).context("kiln::io", || format!("open {}", path.display()))?;
+    let file = File::open(&path).context(Code::Io, || format!("open {}", path.display()))?;
     let mut row = vec![0; usize::try_from(row_bytes).unwrap_or(0)];
     let mut dims = tensor.dims.clone();
     if let Some(count) = dims.first_mut() {
@@ -101,12 +101,12 @@ fn read_rows<'a>(
             Ok(index) if index < rows => index,
             _ => {
                 let message = format!("there is no token {id}: the embedding has {rows} rows");
-                return Err(Problem::new("kiln::evaluate::token", message));
+                return Err(Problem::new(Code::EvaluateToken, message));
             }
         };
         let start = offset.saturating_add(index * row_bytes);
         file.read_exact_at(&mut row, start)
-            .context("kiln::io", || format!("read {}", path.display()))?;
+            .context(Code::Io, || format!("read {}", path.display()))?;
         raw_data.extend_from_slice(&row);
     }
     Ok(Some(TensorProto {

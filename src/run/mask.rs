@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::artifact::evaluation::{MaskMargin, Masks};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::decoder::inputs::MASK;
 use crate::model::facts::in_layer;
 
@@ -68,7 +68,7 @@ impl MaskWatch {
         if !Self::wants(value) {
             return Ok(());
         }
-        let layer = layer.parse().context("kiln::evaluate::mask", || {
+        let layer = layer.parse().context(Code::EvaluateMask, || {
             format!("read the layer of `{value}`")
         })?;
         let found = match what {
@@ -129,7 +129,7 @@ impl MaskWatch {
     pub(super) fn margins(self) -> Result<Masks> {
         if self.layers.is_empty() || self.visible.is_empty() {
             return Err(Problem::new(
-                "kiln::evaluate::mask",
+                Code::EvaluateMask,
                 "the graph shows no attention",
             ));
         }

@@ -7,7 +7,7 @@ use super::observe::{Observer, PREFILL, observe};
 use crate::action::Job;
 use crate::artifact::evaluation::{GreedyScore, Masks, Ranges, WindowScore, measured};
 use crate::artifact::reference::Greedy;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::facts::GraphFacts;
 use crate::model::fidelity::{self, TokenScore};
 
@@ -24,7 +24,7 @@ pub fn score_window(
     let vocab = decoder.model.vocab as usize;
     if reference.len() != 4 * tokens.len() * vocab {
         return Err(Problem::new(
-            "kiln::evaluate::vocabulary",
+            Code::EvaluateVocabulary,
             format!(
                 "the reference has {} logits a token, the candidate {vocab}",
                 reference.len() / 4 / tokens.len().max(1)
@@ -47,7 +47,7 @@ pub fn score_window(
         }
         let Some(score) = TokenScore::of(&reference, candidate, *next) else {
             let message = format!("the token {next} is not in the vocabulary");
-            return Err(Problem::new("kiln::evaluate::token", message));
+            return Err(Problem::new(Code::EvaluateToken, message));
         };
         scores.push(score);
         Ok(())
@@ -157,5 +157,5 @@ fn largest_magnitude(elements: &[f32]) -> f32 {
 
 fn read_json<T: serde::de::DeserializeOwned>(job: &Job, input: &str) -> Result<T> {
     serde_json::from_slice(&job.read(input)?)
-        .context("kiln::evaluate::reference", || format!("read `{input}`"))
+        .context(Code::EvaluateReference, || format!("read `{input}`"))
 }

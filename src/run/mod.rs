@@ -20,4 +20,4 @@ pub use htp::Htp;
 pub use measure::{score_greedy, score_ranges, score_window};
 pub use observe::{Observer, PREFILL, SLICE_ELEMENTS, observe};
 pub use onnx_runtime::OnnxRuntime;
-pub use windows::{MAX_WINDOWS, windows, within};
+pub use windows::{MAX_WINDOWS, windows};

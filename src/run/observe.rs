@@ -11,7 +11,7 @@ use super::decoder::{Tensor, first_inputs};
 use super::lookup::look_up;
 use super::onnx_runtime::{OnnxRuntime, run};
 use crate::action::Job;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::HostInput;
 use crate::model::facts::GraphFacts;
@@ -146,7 +146,7 @@ fn segment_inputs<'a>(
     for name in &segment.reads {
         let Some(tensor) = values.get(name).or(shared.get(name)) else {
             let message = format!("the graph has an unknown input `{name}`");
-            return Err(Problem::new("kiln::evaluate::graph", message));
+            return Err(Problem::new(Code::EvaluateGraph, message));
         };
         inputs.push((name.as_str(), tensor));
     }
@@ -177,7 +177,7 @@ fn output_shape(graph: &GraphProto, name: &str) -> Result<Vec<usize>> {
         }
     }
     let message = format!("`{name}` has no static shape");
-    Err(Problem::new("kiln::onnx::malformed", message))
+    Err(Problem::new(Code::OnnxMalformed, message))
 }
 
 /// The extents of `shape`; `None` if one of them is not a number.

@@ -14,7 +14,7 @@ use super::decoder::{Engine, Graph, Tensor};
 use super::observe::{Observer, run_layers};
 use crate::action::Job;
 use crate::artifact::tools::RUNTIME;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::facts::GraphFacts;
 use crate::model::onnx;
 
@@ -39,11 +39,11 @@ impl OnnxRuntime {
     pub fn of(job: &Job, inputs: &str) -> Result<Self> {
         let library = find_library(&job.tool_folder("ort")?)?;
         let environment = ort::init_from(&library)
-            .context("kiln::evaluate::runtime", || {
+            .context(Code::EvaluateRuntime, || {
                 format!("load {}", library.display())
             })?
             .build()
-            .context("kiln::evaluate::runtime", || "start ONNX Runtime".into())?;
+            .context(Code::EvaluateRuntime, || "start ONNX Runtime".into())?;
         Self::with_environment(environment, job, inputs)
     }
 
@@ -82,8 +82,8 @@ impl OnnxRuntime {
     pub fn replace_prefill(&self, model: &[u8]) -> Result<()> {
         let path = self.folder.join(file_name(Graph::Prefill));
         // The file may be a link to a blob of the store, so it is removed, not overwritten.
-        fs::remove_file(&path).context("kiln::io", || format!("remove {}", path.display()))?;
-        fs::write(&path, model).context("kiln::io", || format!("write {}", path.display()))
+        fs::remove_file(&path).context(Code::Io, || format!("remove {}", path.display()))?;
+        fs::write(&path, model).context(Code::Io, || format!("write {}", path.display()))
     }
 
     /// Replaces the candidate's file `name` by the file at `from`.
@@ -94,8 +94,8 @@ impl OnnxRuntime {
     /// Loads `model`, whose external data are the candidate's.
     pub fn load_model(&self, model: &[u8]) -> Result<Session> {
         let path = self.folder.join("segment.onnx");
-        fs::write(&path, model).context("kiln::io", || format!("write {}", path.display()))?;
-        self.load_file(&path).context("kiln::evaluate::graph", || {
+        fs::write(&path, model).context(Code::Io, || format!("write {}", path.display()))?;
+        self.load_file(&path).context(Code::EvaluateGraph, || {
             "load a layer into ONNX Runtime".into()
         })
     }
@@ -121,7 +121,7 @@ impl OnnxRuntime {
         outputs: &[String],
     ) -> Result<BTreeMap<String, Vec<f32>>> {
         let path = self.folder.join(file);
-        let bytes = fs::read(&path).context("kiln::io", || format!("read {}", path.display()))?;
+        let bytes = fs::read(&path).context(Code::Io, || format!("read {}", path.display()))?;
         let mut captured = CapturedOutputs {
             names: outputs,
             values: BTreeMap::new(),
@@ -153,7 +153,7 @@ fn file_name(graph: Graph) -> String {
 /// Makes `to` a hard link to `from`, or a copy if the folder is on another file system. ONNX
 /// Runtime refuses external data that a symbolic link puts outside the model's folder.
 fn link_file(from: &Path, to: &Path) -> Result<()> {
-    try_link_file(from, to).context("kiln::io", || {
+    try_link_file(from, to).context(Code::Io, || {
         format!("link {} to {}", to.display(), from.display())
     })
 }
@@ -177,14 +177,14 @@ fn try_link_file(from: &Path, to: &Path) -> io::Result<()> {
 /// The runtime's library in `folder`; its name ends with its version.
 fn find_library(folder: &Path) -> Result<PathBuf> {
     let entries =
-        fs::read_dir(folder).context("kiln::io", || format!("list {}", folder.display()))?;
+        fs::read_dir(folder).context(Code::Io, || format!("list {}", folder.display()))?;
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with(RUNTIME) {
             return Ok(entry.path());
         }
     }
     Err(Problem::new(
-        "kiln::evaluate::runtime",
+        Code::EvaluateRuntime,
         format!("there is no {RUNTIME}* in {}", folder.display()),
     ))
 }
@@ -197,7 +197,7 @@ impl Engine for OnnxRuntime {
             }
         }
         let message = format!("there is no {}", file_name(graph));
-        Err(Problem::new("kiln::evaluate::graph", message))
+        Err(Problem::new(Code::EvaluateGraph, message))
     }
 
     fn run(
@@ -236,8 +236,8 @@ pub fn run(
 ) -> Result<()> {
     let mut values = vec![];
     for (name, tensor) in inputs {
-        let value = input_value(tensor)
-            .context("kiln::evaluate::run", || "feed ONNX Runtime".to_string())?;
+        let value =
+            input_value(tensor).context(Code::EvaluateRun, || "feed ONNX Runtime".to_string())?;
         values.push((*name, value));
     }
     let mut selector = OutputSelector::no_default();
@@ -245,15 +245,15 @@ pub fn run(
         selector = selector.with(name);
     }
     let options = RunOptions::new()
-        .context("kiln::evaluate::run", || "configure ONNX Runtime".into())?
+        .context(Code::EvaluateRun, || "configure ONNX Runtime".into())?
         .with_outputs(selector);
     let values = session
         .run_with_options(values, &options)
-        .context("kiln::evaluate::run", || "run ONNX Runtime".into())?;
+        .context(Code::EvaluateRun, || "run ONNX Runtime".into())?;
     for (name, value) in values.iter() {
         let (_, elements) = value
             .try_extract_tensor::<f32>()
-            .context("kiln::evaluate::run", || format!("read `{name}`"))?;
+            .context(Code::EvaluateRun, || format!("read `{name}`"))?;
         show(name, elements)?;
     }
     Ok(())

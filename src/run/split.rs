@@ -6,7 +6,7 @@ use super::decoder::{Engine, Graph, Tensor};
 use super::htp::Htp;
 use super::onnx_runtime::OnnxRuntime;
 use crate::action::Job;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::LOGITS;
 use crate::model::facts::GraphFacts;
@@ -46,7 +46,7 @@ impl Split {
         let mut values = self.cpu.run_file(&file, inputs, &[output.into()])?;
         let Some(values) = values.remove(output) else {
             let message = format!("{file} has no output `{output}`");
-            return Err(Problem::new("kiln::evaluate::graph", message));
+            return Err(Problem::new(Code::EvaluateGraph, message));
         };
         Ok(values)
     }

@@ -1,7 +1,6 @@
 //! The windows of a text over which models are run.
 
-use crate::action::ParamProblem;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::tokenizer::Tokenizer;
 
 /// Some editors put it at the start of a file; it is not part of the text.
@@ -9,18 +8,6 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Windows have three digits in their names.
 pub const MAX_WINDOWS: u32 = 999;
-
-/// The problem of the parameter `name`, if it is not between `least` and `most`.
-pub fn within(name: &str, value: u32, least: u32, most: u32) -> Option<ParamProblem> {
-    if (least..=most).contains(&value) {
-        return None;
-    }
-    let message = format!("`{name}` is {value}; it goes from {least} to {most}");
-    Some(ParamProblem {
-        path: name.into(),
-        problem: Problem::new("kiln::plan::parameter", message),
-    })
-}
 
 /// The first `count` windows of `text`, consecutive and of `length` tokens each. If the model
 /// expects a certain first token, each window starts with it.
@@ -30,8 +17,8 @@ pub fn windows(
     count: u32,
     length: u32,
 ) -> Result<Vec<Vec<u32>>> {
-    let text = std::str::from_utf8(text)
-        .context("kiln::windows::text", || "read the text as UTF-8".into())?;
+    let text =
+        std::str::from_utf8(text).context(Code::WindowsText, || "read the text as UTF-8".into())?;
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let tokens = tokenizer.encode(text)?;
     let bos = tokenizer.bos_token();
@@ -46,7 +33,7 @@ pub fn windows(
     }
     if windows.len() < count as usize {
         return Err(Problem::new(
-            "kiln::windows::text",
+            Code::WindowsText,
             format!(
                 "the text has {} tokens, too few for {count} windows of {length}",
                 tokens.len()

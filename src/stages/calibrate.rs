@@ -18,7 +18,7 @@ use crate::action::{
     PartName, StageSpec, TypedStage,
 };
 use crate::artifact::{tensors, weight};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::GraphFacts;
@@ -26,7 +26,7 @@ use crate::model::onnx::proto::GraphProto;
 use crate::model::onnx::{self, Function};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weight::{WeightFacts, blob_owner};
-use crate::run::{Candidate, MAX_WINDOWS, Observer, PREFILL, observe, of_layers, windows, within};
+use crate::run::{Candidate, MAX_WINDOWS, Observer, PREFILL, observe, of_layers, windows};
 
 use keys::KeySums;
 use moments::{Diagonal, Moments, moment_bytes};
@@ -100,11 +100,8 @@ impl TypedStage for Calibrate {
 
     fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let patterns = params.moments.iter().enumerate();
-        let patterns =
-            patterns.filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}")));
-        within("windows", params.windows, 1, MAX_WINDOWS)
-            .into_iter()
-            .chain(patterns)
+        patterns
+            .filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}")))
             .collect()
     }
 
@@ -255,7 +252,7 @@ impl Observer for MomentObserver<'_, '_> {
                     "`{value}` has {} elements that are infinite or NaN",
                     tally.non_finite()
                 );
-                return Err(Problem::new("kiln::calibrate::non_finite", message).help(
+                return Err(Problem::new(Code::CalibrateNonFinite, message).help(
                     "a model that overflows in f32 cannot be calibrated; is the file damaged?",
                 ));
             }
@@ -298,7 +295,7 @@ impl MomentObserver<'_, '_> {
         match usize::try_from(columns) {
             Ok(columns @ 1..) => Ok(columns),
             _ => Err(Problem::new(
-                "kiln::calibrate::weight",
+                Code::CalibrateWeight,
                 format!("`{name}` is no matrix of the graph"),
             )),
         }
@@ -315,7 +312,7 @@ fn write_rows(
     for row in rows {
         let bytes: Vec<u8> = row.iter().flat_map(|value| value.to_le_bytes()).collect();
         sink.write_all(&bytes)
-            .context("kiln::io", || "write moments".into())?;
+            .context(Code::Io, || "write moments".into())?;
     }
     Ok(Part {
         content: sink.finish()?,

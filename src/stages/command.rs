@@ -19,7 +19,7 @@ use crate::action::{
     ANY, Demand, InputSpec, InputStage, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part,
     PartName, Proof, StageSpec, TypedStage,
 };
-use crate::base::{CanonJson, Digest, Problem, Result, parse_bytes};
+use crate::base::{CanonJson, Code, Digest, Problem, Result, parse_bytes};
 use folder::Folder;
 
 /// Prefix of a program that is itself an input.
@@ -117,7 +117,7 @@ impl TypedStage for Command {
     fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let problem = |path: String, message: String, help: &str| ParamProblem {
             path,
-            problem: Problem::new("kiln::plan::parameter", message).help(help),
+            problem: Problem::new(Code::PlanParameter, message).help(help),
         };
         let mut problems = vec![];
         if let Some((why, help)) = bad_program(&params.program, InputStage::fills(given, "inputs"))
@@ -129,16 +129,17 @@ impl TypedStage for Command {
             ));
         }
         if params.outputs.is_empty() {
-            let help = "name the files that the program leaves in outputs/; a folder ends in `/`";
+            let help =
+                "name the files that the program writes into `outputs/`; a folder ends in `/`";
             problems.push(problem(
                 "outputs".into(),
-                "a command without outputs gives nothing".into(),
+                "a command needs at least one output".into(),
                 help,
             ));
         }
         for (index, output) in params.outputs.iter().enumerate() {
             if let Err(wrong) = PartName::new(output.strip_suffix('/').unwrap_or(output)) {
-                let help = "outputs are named as they lie below outputs/: `model.dlc`, `layers/`";
+                let help = "write its path below `outputs/`: `model.dlc`, `layers/`";
                 problems.push(problem(format!("outputs/{index}"), wrong.message, help));
             }
         }
@@ -148,7 +149,7 @@ impl TypedStage for Command {
             .enumerate()
             .filter(|(_, tool)| !Path::new(tool).is_absolute())
         {
-            let help = "write the whole path; what other stages give belongs to `inputs`";
+            let help = "write the absolute path; outputs of other stages belong to `inputs`";
             problems.push(problem(
                 format!("tools/{index}"),
                 format!("`{tool}` is not an absolute path"),
@@ -180,7 +181,7 @@ impl TypedStage for Command {
                      `--set NAME=PATH`",
                 );
                 let problem = Problem::new(
-                    "kiln::tool_missing",
+                    Code::ToolMissing,
                     format!("{} is not there", file.display()),
                 );
                 return Err(problem.because(&error).help(help));
@@ -235,15 +236,15 @@ impl TypedStage for Command {
             && !order.inputs.contains_key(&name)
         {
             let names: Vec<&str> = order.inputs.keys().take(8).map(String::as_str).collect();
-            return Err(Problem::new(
-                "kiln::command::program",
-                format!("no input is called `{name}`"),
-            )
-            .help(format!(
-                "there are {} inputs: {} ...",
-                order.inputs.len(),
-                names.join(", ")
-            )));
+            return Err(
+                Problem::new(Code::CommandProgram, format!("no input is called `{name}`")).help(
+                    format!(
+                        "there are {} inputs: {} ...",
+                        order.inputs.len(),
+                        names.join(", ")
+                    ),
+                ),
+            );
         }
         Ok(vec![order])
     }

@@ -17,7 +17,7 @@ use crate::artifact::context::{
     BINARY, CONTAINER, ROLES, add_shared_parts, on_cpu, pass_shared_parts, shards,
 };
 use crate::artifact::tools::{QNN, libraries};
-use crate::base::{CanonJson, Problem, Result};
+use crate::base::{CanonJson, Code, Problem, Result};
 use crate::compile::{
     Compilations, Elements, check_signatures, compile_bytes, device_uses, lower_graphs,
     process_demand,
@@ -191,60 +191,16 @@ impl TypedStage for ContextBin {
         measures: false,
     };
 
-    fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
-        let mut problems = vec![];
-        let mut wrong = |path: &str, problem| {
-            problems.push(ParamProblem {
-                path: path.into(),
-                problem,
-            })
-        };
-        if InputStage::fills(given, "graph") == InputStage::fills(given, "dlc") {
-            let problem = Problem::new(
-                "kiln::plan::parameter",
-                "a context binary is made of either a `graph` or a `dlc`",
-            );
-            wrong("", problem.help("give one of them"));
+    fn check(_: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
+        if InputStage::fills(given, "graph") != InputStage::fills(given, "dlc") {
+            return vec![];
         }
-        if let Err(problem) = Soc::named(&params.soc) {
-            wrong("soc", problem);
-        }
-        let known = |role: &String| ROLES.contains(&role.as_str());
-        let unique = |(at, role): (usize, &String)| !params.graphs[..at].contains(role);
-        if params.graphs.is_empty()
-            || !params.graphs.iter().all(known)
-            || !params.graphs.iter().enumerate().all(unique)
-        {
-            let problem = Problem::new(
-                "kiln::plan::parameter",
-                format!("`graphs` is {:?}", params.graphs),
-            );
-            wrong("graphs", problem.help("name `prefill`, `decode`, or both"));
-        }
-        if params.sample == Some(0) {
-            wrong(
-                "sample",
-                Problem::new("kiln::plan::parameter", "no shard would be compiled"),
-            );
-        }
-        if !(1..=3).contains(&params.optimization) {
-            let problem = Problem::new(
-                "kiln::plan::parameter",
-                format!("`optimization` is {}", params.optimization),
-            );
-            wrong("optimization", problem.help("1, 2 or 3"));
-        }
-        if params.vtcm_mb > MAX_VTCM_MB {
-            let problem = Problem::new(
-                "kiln::plan::parameter",
-                format!("`vtcm_mb` is {}", params.vtcm_mb),
-            );
-            wrong(
-                "vtcm_mb",
-                problem.help("0 takes all that the chip has, which is 8 for most"),
-            );
-        }
-        problems
+        let message = "a context binary is made of either a `graph` or a `dlc`";
+        let problem = Problem::new(Code::PlanParameter, message).help("give one of them");
+        vec![ParamProblem {
+            path: String::new(),
+            problem,
+        }]
     }
 
     fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
@@ -400,7 +356,7 @@ impl Compile {
         check_signatures("context binary", &expected, &info.graphs)?;
         if info.soc_model != soc.model {
             return Err(Problem::new(
-                "kiln::device::read_back",
+                Code::DeviceReadBack,
                 format!(
                     "the context binary is for SoC model {}, not {}",
                     info.soc_model, soc.model
@@ -443,7 +399,7 @@ impl Compile {
         let mut graphs = dlc.graphs()?;
         let (Some(graph), true) = (graphs.pop(), graphs.is_empty()) else {
             return Err(Problem::new(
-                "kiln::device::dlc",
+                Code::DeviceDlc,
                 format!("{role}.dlc does not hold just one graph"),
             ));
         };

@@ -22,7 +22,7 @@ use crate::action::{
 };
 use crate::artifact::context::{CONTAINER, ROLES, add_shared_parts, pass_shared_parts, shards};
 use crate::artifact::tools::{QNN, libraries};
-use crate::base::{Context as _, Problem, Result};
+use crate::base::{Code, Context as _, Problem, Result};
 use crate::compile::{Elements, check_signatures, lower_graphs, process_demand};
 use crate::model::facts::ContextFacts;
 use crate::model::shards::{OuterModule, Place};
@@ -85,7 +85,7 @@ impl TypedStage for Dlc {
             return vec![];
         }
         let problem = Problem::new(
-            "kiln::plan::parameter",
+            Code::PlanParameter,
             "a DLC is made of either a `graph` or a `context`",
         )
         .help("give one of them");
@@ -123,7 +123,7 @@ impl TypedStage for Dlc {
         }
         if containers.is_empty() {
             return Err(Problem::new(
-                "kiln::dlc::no_container",
+                Code::DlcNoContainer,
                 "the context binary was made without its container",
             )
             .help(
@@ -181,7 +181,7 @@ fn refuse_modules_on_cpu(graph: &Manifest) -> Result<()> {
     }
     let modules = modules.join(" and ");
     Err(Problem::new(
-        "kiln::dlc::place",
+        Code::DlcPlace,
         format!("a DLC holds the whole model, and this graph leaves {modules} to the CPU"),
     )
     .help(
@@ -208,7 +208,7 @@ fn refuse_blocks(graph: &Manifest) -> Result<()> {
         String::new()
     };
     Err(Problem::new(
-        "kiln::dlc::encoding",
+        Code::DlcEncoding,
         format!(
             "a DLC cannot hold the block-quantized weights of `{first}`{others}: libQnnIr 2.51 \
              loses their scales"
@@ -232,11 +232,11 @@ fn graphs(job: &Job, folder: &Path) -> Result<Outputs> {
         let context = Context::new(&backend, false)?;
         let expected = context.build(&graph, &GraphOptions::ir(&path)?)?;
         drop(context);
-        let mut dlc = fs::read(&path).context("kiln::io", || format!("read {}", path.display()))?;
+        let mut dlc = fs::read(&path).context(Code::Io, || format!("read {}", path.display()))?;
         without_time(&mut dlc)?;
-        fs::write(&path, &dlc).context("kiln::io", || format!("write {}", path.display()))?;
+        fs::write(&path, &dlc).context(Code::Io, || format!("write {}", path.display()))?;
         check_signatures(&file, &[expected], &system.open_dlc(&path)?.graphs()?)?;
-        fs::remove_file(&path).context("kiln::io", || format!("remove {}", path.display()))?;
+        fs::remove_file(&path).context(Code::Io, || format!("remove {}", path.display()))?;
         let facts = job.input(&format!("{role}.onnx"))?.facts.clone();
         outputs.insert(PartName::new(file)?, job.write(&dlc, facts)?);
     }
@@ -263,7 +263,7 @@ fn container(job: &Job, folder: &Path) -> Result<Outputs> {
     expected.sort();
     if binaries.len() != 1 || found != expected {
         return Err(Problem::new(
-            "kiln::device::read_back",
+            Code::DeviceReadBack,
             format!(
                 "the container holds {} binaries with graphs {found:?}, not one with {expected:?}",
                 binaries.len()

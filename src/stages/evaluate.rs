@@ -16,7 +16,7 @@ use crate::action::{
 use crate::artifact::evaluation::MASK;
 use crate::artifact::reference::windows;
 use crate::artifact::tools::QNN;
-use crate::base::{CanonJson, Problem, Result};
+use crate::base::{CanonJson, Code, Problem, Result};
 use crate::run::{Candidate, decoder, score_greedy, score_ranges, score_window};
 
 /// The parameters.
@@ -95,23 +95,16 @@ impl TypedStage for Evaluate {
         measures: true,
     };
 
-    fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
+    fn check(_: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         if InputStage::fills(given, "graph") == InputStage::fills(given, "context") {
             let problem = Problem::new(
-                "kiln::plan::parameter",
+                Code::PlanParameter,
                 "an evaluation is of either a `graph` or a `context`",
             )
             .help("give one of them; evaluate the other in a stage of its own");
             problems.push(ParamProblem {
                 path: String::new(),
-                problem,
-            });
-        }
-        if params.windows == Some(0) {
-            let problem = Problem::new("kiln::plan::parameter", "no window would be scored");
-            problems.push(ParamProblem {
-                path: "windows".into(),
                 problem,
             });
         }

@@ -17,7 +17,7 @@ use crate::action::{
 use crate::artifact::context::is_binary;
 use crate::artifact::layer_evaluation::{Computed, LAYERS, ShardScore, ValueScore};
 use crate::artifact::tools::{QNN, libraries};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::onnx::{Checked, decode};
 use crate::model::shards::{OuterModule, ROWS, Shard};
@@ -98,7 +98,7 @@ impl TypedStage for EvaluateLayers {
 
     fn run(_: Params, job: &Job) -> Result<Outputs> {
         let tokens: Vec<u32> = serde_json::from_slice(&job.read("tokens")?)
-            .context("kiln::evaluate_layers::tokens", || {
+            .context(Code::EvaluateLayersTokens, || {
                 "read the tokens of a window".into()
             })?;
         let spec = model(job)?;
@@ -156,7 +156,7 @@ fn score_value(
             Ok(ValueScore::of(expected, found))
         }
         _ => Err(Problem::new(
-            "kiln::evaluate_layers::value",
+            Code::EvaluateLayersValue,
             format!("`{name}` is missing in the graph or on the simulator, or differs in length"),
         )),
     }
@@ -173,7 +173,7 @@ fn compiled_shards<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(S
         let mut facts: ContextFacts = part.facts.read()?;
         let Some(compiled) = facts.graphs.remove("prefill") else {
             return Err(Problem::new(
-                "kiln::evaluate_layers::graphs",
+                Code::EvaluateLayersGraphs,
                 "a context binary holds no prefill graph",
             )
             .help("leave `prefill` in the `graphs` of the `context-bin` stage"));
@@ -187,7 +187,7 @@ fn compiled_shards<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(S
                 "the context binary holds `{}`, which is not of this `graph`",
                 compiled.name
             );
-            return Err(Problem::new("kiln::evaluate_layers::other", message)
+            return Err(Problem::new(Code::EvaluateLayersOther, message)
                 .help("give the `graph` stage that the `context-bin` stage was made from"));
         }
         found.insert(number, (file, part));

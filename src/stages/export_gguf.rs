@@ -15,7 +15,7 @@ use crate::action::{
     BlobSink, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec, TypedStage,
 };
 use crate::artifact::weight::{self, Weight};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::{DecoderSpec, tensors::by_name};
 use crate::model::facts::{MetadataFacts, TensorFacts};
 use crate::model::gguf::{Entry, Gguf, Header, Value};
@@ -98,8 +98,9 @@ impl TypedStage for ExportGguf {
                     "tensor `{name}` is {:?} in the model, {:?} in the weights",
                     tensor.shape, weight.shape
                 );
-                return Err(Problem::new("kiln::weights::shape", what)
-                    .help("give the weights of this model"));
+                return Err(
+                    Problem::new(Code::WeightsShape, what).help("give the weights of this model")
+                );
             }
             if is_native(&weight, &tensor) {
                 order = order.input(format!("source/{name}"), source);
@@ -149,9 +150,7 @@ impl TypedStage for ExportGguf {
         }
         let mut buffer = BufWriter::with_capacity(1 << 16, &mut writer.sink);
         header.write(&mut buffer)?;
-        buffer
-            .flush()
-            .context("kiln::io", || "write a blob".into())?;
+        buffer.flush().context(Code::Io, || "write a blob".into())?;
         drop(buffer);
         for (entry, source) in header.tensors.iter().zip(&sources) {
             match &source.weight {
@@ -248,7 +247,7 @@ impl FileWriter<'_> {
         self.job.check_cancelled()?;
         self.sink
             .write_all(bytes)
-            .context("kiln::io", || "write a blob".into())?;
+            .context(Code::Io, || "write a blob".into())?;
         self.done += bytes.len() as u64;
         self.job
             .progress(self.done.min(self.total), self.total, "B");
@@ -312,7 +311,7 @@ fn append_values(bytes: &mut Vec<u8>, values: &[f32], element: Element) -> Resul
         for value in values {
             if value.is_finite() && f16::from_f32(*value).is_infinite() {
                 return Err(Problem::new(
-                    "kiln::weights::range",
+                    Code::WeightsRange,
                     format!("{value:e} does not fit f16"),
                 )
                 .help("set type = \"f32\""));

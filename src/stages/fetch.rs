@@ -11,6 +11,7 @@ mod proxy;
 mod received;
 mod sniff;
 mod source;
+mod trust;
 mod url;
 mod wheel;
 
@@ -27,7 +28,9 @@ use crate::action::{
     BlobSink, InputStage, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof,
     StageSpec, TypedStage,
 };
-use crate::base::{CanonJson, Context, Digest, Problem, Result, head, open_file, without_secrets};
+use crate::base::{
+    CanonJson, Code, Context, Digest, Problem, Result, head, open_file, without_secrets,
+};
 
 pub use machine::Machine;
 pub use parts::MAX_PARTS;
@@ -121,10 +124,10 @@ impl TypedStage for Fetch {
         }
         if !params.sha256.is_empty() && !is_sha256(&params.sha256) {
             let message = format!("`{}` is not a sha256: 64 hexadecimal digits", params.sha256);
-            let help = "leave it empty to be shown the digest of what is there";
+            let help = "leave it empty, and kiln shows the digest of the file";
             problems.push(at(
                 "sha256",
-                Problem::new("kiln::plan::parameter", message).help(help),
+                Problem::new(Code::PlanParameter, message).help(help),
             ));
         }
         problems
@@ -260,7 +263,7 @@ fn at(path: &str, problem: Problem) -> ParamProblem {
 }
 
 fn wrong(message: &str, help: &str) -> Problem {
-    Problem::new("kiln::plan::parameter", message).help(help)
+    Problem::new(Code::PlanParameter, message).help(help)
 }
 
 /// Fetches `target` with the settings of `machine`.
@@ -295,7 +298,7 @@ pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> 
     // A download without a pin is kept for the next build. A wrong file is removed, so that the
     // next build downloads it again.
     if let Err(problem) = &outputs
-        && [DIGEST_DIFFERS, sniff::OTHER_FILE].contains(&problem.code.as_str())
+        && [Code::FetchDigest, Code::FetchOtherFile].contains(&problem.code)
     {
         for url in urls {
             clear(&job.partial(url)?)?;
@@ -365,7 +368,7 @@ impl<'a, 'j> JoinedFile<'a, 'j> {
             self.head.extend(chunk.iter().take(missing));
             self.sink
                 .write_all(chunk)
-                .context("kiln::io", || "write a blob".into())
+                .context(Code::Io, || "write a blob".into())
         })
     }
 
@@ -413,7 +416,7 @@ fn make_outputs(
     match (target.tracked, files) {
         (Some(tracked), [(_, file), ..]) if tracked != part.content.digest => {
             let message = format!("{} changed while it was read", file.display());
-            Err(Problem::new("kiln::input::changed", message).help(
+            Err(Problem::new(Code::InputChanged, message).help(
                 "nothing was made from it; run the same command again when it no longer changes",
             ))
         }
@@ -447,8 +450,6 @@ fn unpack(path: &Path, job: &Job) -> Result<Outputs> {
     Ok(outputs)
 }
 
-const DIGEST_DIFFERS: &str = "kiln::fetch::digest";
-
 impl Target {
     /// Fails if `found` is not the pinned digest, or if no digest is pinned.
     fn check_pin(&self, found: &str, job: &Job) -> Result<()> {
@@ -460,9 +461,8 @@ impl Target {
         match self.sha256.as_str() {
             "" => {
                 let message = format!("`{}` is not pinned", without_secrets(url));
-                Err(Problem::new("kiln::fetch::unpinned", message).help(format!(
-                    "if you trust what is there now, write: sha256 = \"{found}\"; it will not be \
-                     downloaded again"
+                Err(Problem::new(Code::FetchUnpinned, message).help(format!(
+                    "if you trust this file, write: sha256 = \"{found}\"; it is not downloaded again"
                 )))
             }
             expected if expected == found => Ok(()),
@@ -474,12 +474,12 @@ impl Target {
 fn digest_differs(url: &str, expected: &str, found: &str) -> Problem {
     let url = without_secrets(url);
     Problem::new(
-        DIGEST_DIFFERS,
+        Code::FetchDigest,
         format!("`{url}` has another digest: expected sha256 {expected}, found {found}"),
     )
     .help(
-        "nothing was kept; find out whether the file was replaced where it comes from before you \
-         change the pin",
+        "nothing was kept; check whether the file was replaced at its source before you change the \
+         pin",
     )
 }
 
@@ -528,7 +528,7 @@ fn for_each_chunk(
         job.check_cancelled()?;
         match reader
             .read(&mut buffer)
-            .context("kiln::fetch::read", || "read what was fetched".into())?
+            .context(Code::FetchRead, || "read what was fetched".into())?
         {
             0 => return Ok(()),
             count => process(&buffer[..count])?,
@@ -537,12 +537,12 @@ fn for_each_chunk(
 }
 
 fn open(path: &Path) -> Result<File> {
-    open_file(path).context("kiln::fetch::file", || format!("open {}", path.display()))
+    open_file(path).context(Code::FetchFile, || format!("open {}", path.display()))
 }
 
 /// Removes everything in `folder`, but not the folder, which this job has locked.
 fn clear(folder: &Path) -> Result<()> {
-    remove_entries(folder).context("kiln::io", || format!("clear {}", folder.display()))
+    remove_entries(folder).context(Code::Io, || format!("clear {}", folder.display()))
 }
 
 fn remove_entries(folder: &Path) -> io::Result<()> {

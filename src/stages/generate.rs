@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::action::{
-    Demand, InputSpec, InputStage, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem,
-    PartName, StageSpec, TypedStage,
+    Demand, InputSpec, InputStage, Inputs, Isolation, Job, Manifest, Order, Outputs, PartName,
+    StageSpec, TypedStage,
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_genie};
 use crate::artifact::generation::{GENERATION, Generation};
 use crate::artifact::reference::Greedy;
 use crate::artifact::tools::{QNN, libraries};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::facts::ContextFacts;
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Dialog;
@@ -75,17 +75,6 @@ impl TypedStage for Generate {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
-        let nothing = Problem::new("kiln::plan::parameter", "no token would be asked for");
-        let none = params.tokens == Some(0);
-        none.then(|| ParamProblem {
-            path: "tokens".into(),
-            problem: nothing,
-        })
-        .into_iter()
-        .collect()
-    }
-
     fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
         vec![QNN]
     }
@@ -95,11 +84,10 @@ impl TypedStage for Generate {
         refuse_shared_weights(bundle)?;
         check_for_genie(bundle)?;
         let Some(greedy) = reference.get("greedy.json") else {
-            return Err(Problem::new(
-                "kiln::generate::no_prompt",
-                "the reference continues no prompt",
-            )
-            .help("give the `reference` stage a `prompt`"));
+            return Err(
+                Problem::new(Code::GenerateNoPrompt, "the reference continues no prompt")
+                    .help("give the `reference` stage a `prompt`"),
+            );
         };
         let mut order = Order::new("", params)
             .input("greedy", greedy)
@@ -128,7 +116,7 @@ impl TypedStage for Generate {
             ended,
             ..
         } = serde_json::from_slice(&job.read("greedy")?)
-            .context("kiln::generate::reference", || "read `greedy`".into())?;
+            .context(Code::GenerateReference, || "read `greedy`".into())?;
         let max_tokens = match params.tokens {
             Some(tokens) => tokens as usize,
             None => tokens.len(),
@@ -138,11 +126,11 @@ impl TypedStage for Generate {
                 "{max_tokens} tokens are requested, the reference has {}",
                 tokens.len()
             );
-            return Err(Problem::new("kiln::generate::tokens", what)
+            return Err(Problem::new(Code::GenerateTokens, what)
                 .help("raise `greedy` of the `reference` stage, or lower `tokens` here"));
         }
         let config: Config = serde_json::from_slice(&job.read(&format!("bundle/{CONFIG}"))?)
-            .context("kiln::generate::config", || format!("read {CONFIG}"))?;
+            .context(Code::GenerateConfig, || format!("read {CONFIG}"))?;
         let tokenizer = Tokenizer::from_json(&job.read(&format!("bundle/{TOKENIZER}"))?)?;
         config.check_first_token(&prompt, &tokenizer)?;
         let ended = ended && max_tokens >= tokens.len();
@@ -160,7 +148,7 @@ impl TypedStage for Generate {
             let what = format!(
                 "Genie reads {text:?} as the tokens {encoded:?}, the reference as {prompt:?}"
             );
-            return Err(Problem::new("kiln::generate::tokenizer", what));
+            return Err(Problem::new(Code::GenerateTokenizer, what));
         }
         let tokens = dialog.generate(&prompt, max_tokens as u32, &|done| {
             job.progress(done, max_tokens as u64, "tokens")
@@ -190,7 +178,7 @@ fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
         if facts.weight_sharing {
             let what =
                 format!("the graphs of `{name}` share weights, which the simulator cannot load");
-            return Err(Problem::new("kiln::generate::shared_weights", what).help(
+            return Err(Problem::new(Code::GenerateSharedWeights, what).help(
                 "package a `context-bin` of the same graphs with `weight_sharing = false` for \
                  this stage; the shared one is for the phone",
             ));
@@ -202,13 +190,13 @@ fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
 /// Makes a folder with symbolic links to the bundle's files, under their own names.
 fn link_bundle(job: &Job) -> Result<PathBuf> {
     let folder = job.scratch()?.join("bundle");
-    fs::create_dir_all(&folder).context("kiln::io", || format!("make {}", folder.display()))?;
+    fs::create_dir_all(&folder).context(Code::Io, || format!("make {}", folder.display()))?;
     for (input, _) in job.inputs() {
         let Some(name) = input.strip_prefix("bundle/") else {
             continue;
         };
         let (link, target) = (folder.join(name), job.path(input)?);
-        std::os::unix::fs::symlink(&target, &link).context("kiln::io", || {
+        std::os::unix::fs::symlink(&target, &link).context(Code::Io, || {
             format!("link {} to {}", link.display(), target.display())
         })?;
     }
@@ -240,11 +228,9 @@ impl Config {
             "Genie puts {text:?} before the prompt, and the reference's prompt does not begin \
              with it"
         );
-        Err(
-            Problem::new("kiln::generate::first_token", what).help(format!(
-                "begin `prompt` of the `reference` stage with {text:?}"
-            )),
-        )
+        Err(Problem::new(Code::GenerateFirstToken, what).help(format!(
+            "begin `prompt` of the `reference` stage with {text:?}"
+        )))
     }
 
     /// Whether `token` ends a text.

@@ -21,7 +21,7 @@ use crate::action::{
     StageSpec, TypedStage,
 };
 use crate::artifact::context::ROLES;
-use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes, parse_bytes};
+use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, bytes, parse_bytes};
 use crate::compile::Compilations;
 use crate::model::calibration::{self, KEY_MEANS};
 use crate::model::decoder::DecoderSpec;
@@ -134,7 +134,7 @@ pub enum Cache {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Shards {
-    /// This many.
+    /// A number of shards.
     Count(#[schemars(range(min = 1, max = MAX_SHARDS))] u32),
     /// As many as follow from the model.
     Fitting(Fitting),
@@ -244,35 +244,15 @@ impl TypedStage for Graph {
     fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let problem = |path: &str, message: String| ParamProblem {
             path: path.into(),
-            problem: Problem::new("kiln::graph::parameter", message),
+            problem: Problem::new(Code::PlanParameter, message),
         };
         let mut problems = vec![];
-        if params.prefill == 0 {
-            problems.push(problem(
-                "prefill",
-                "a prefill graph takes at least one token".into(),
-            ));
-        }
-        if params.context <= params.prefill.max(1) || params.context > MAX_CONTEXT {
+        if params.context <= params.prefill {
             let (context, prefill) = (params.context, params.prefill);
             problems.push(problem(
                 "context",
-                format!(
-                    "`context` is {context}: it must be above `prefill` ({prefill}) and at most \
-                     {MAX_CONTEXT}"
-                ),
+                format!("expected more than `prefill`, which is {prefill}, found {context}"),
             ));
-        }
-        for (name, exponent) in [
-            ("residual_exponent", params.residual_exponent),
-            ("ffn_exponent", params.ffn_exponent),
-        ] {
-            if exponent > MAX_EXPONENT {
-                problems.push(problem(
-                    name,
-                    format!("`{name}` is {exponent}: at most {MAX_EXPONENT}"),
-                ));
-            }
         }
         let centres = params.key_centre == Some(KeyCentring::Calibration);
         match (
@@ -282,45 +262,26 @@ impl TypedStage for Graph {
         ) {
             (true, _, false) => problems.push(problem(
                 "",
-                "codes want their ranges: give a `calibration`".into(),
+                "activations or a KV cache in integer codes need a `calibration`".into(),
             )),
             (_, true, false) => {
-                let message = "`key_centre = \"calibration\"` wants the means of the keys: give a \
-                               `calibration`";
+                let message = "`key_centre = \"calibration\"` needs a `calibration`";
                 problems.push(problem("key_centre", message.into()));
             }
             (false, false, true) => {
-                let message = "nothing is chosen by the `calibration`: say `activations = \
-                               \"u16\"`, a `kv`, or `key_centre = \"calibration\"`";
+                let message = "nothing uses the `calibration`: set `activations = \"u16\"`, `kv`, or \
+                               `key_centre = \"calibration\"`, or remove it";
                 problems.push(problem("", message.into()));
             }
             _ => {}
         }
-        if matches!(params.shards, Shards::Count(count) if !(1..=MAX_SHARDS).contains(&count)) {
-            problems.push(problem(
-                "shards",
-                "`shards` goes from 1 to the number of layers, or is \"auto\" or \"layers\"".into(),
-            ));
-        }
         if params.shard_memory.is_some() && params.shards != Shards::Fitting(Fitting::Auto) {
             let message =
-                "`shard_memory` says what `shards = \"auto\"` may take: nothing asks for it here";
+                "only `shards = \"auto\"` uses `shard_memory`: set it, or remove `shard_memory`";
             problems.push(problem("shard_memory", message.into()));
         }
         if let Some(Err(why)) = params.shard_memory.as_deref().map(parse_bytes) {
             problems.push(problem("shard_memory", why));
-        }
-        if params
-            .sqnr_db
-            .is_some_and(|sqnr| !(0.0..=120.0).contains(&sqnr))
-        {
-            problems.push(problem("sqnr_db", "`sqnr_db` goes from 0 to 120".into()));
-        }
-        if params
-            .margin
-            .is_some_and(|margin| !(0.0..=4.0).contains(&margin))
-        {
-            problems.push(problem("margin", "`margin` goes from 0 to 4".into()));
         }
         problems
     }
@@ -441,7 +402,7 @@ impl Params {
         centres: &KeyCentres,
     ) -> Result<Choice> {
         let calibration: calibration::Activations = serde_json::from_slice(&job.read(CALIBRATION)?)
-            .context("kiln::graph::calibration", || format!("read {CALIBRATION}"))?;
+            .context(Code::GraphCalibration, || format!("read {CALIBRATION}"))?;
         let policy = Policy {
             activations: self.activations,
             cache: self.kv,
@@ -479,7 +440,7 @@ impl Params {
             Shards::Fitting(Fitting::Auto) => {}
         }
         let allowed = parse_bytes(self.shard_memory.as_deref().unwrap_or(SHARD_MEMORY))
-            .map_err(|why| Problem::new("kiln::graph::parameter", why))?;
+            .map_err(|why| Problem::new(Code::PlanParameter, why))?;
         let parts = weights.parts.iter();
         let parts = parts.map(|(name, part)| (name.as_str(), part));
         let compilations = Compilations::new(model, parts, ROLES.len(), self.place);
@@ -489,7 +450,7 @@ impl Params {
             }
         }
         Err(Problem::new(
-            "kiln::graph::shards",
+            Code::GraphShards,
             format!(
                 "no number of shards can be compiled in {}: one layer per shard needs {}",
                 bytes(allowed),

@@ -14,7 +14,7 @@ use crate::action::{
     Blob, BlobSink, Content, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName,
     StageSpec, TypedStage, Window,
 };
-use crate::base::{CanonJson, Context, Hasher, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Hasher, Problem, Result};
 use crate::model::decoder::arch::model_facts;
 use crate::model::facts::{MetadataFacts, ModelFacts};
 use crate::model::gguf::{
@@ -65,7 +65,7 @@ impl TypedStage for Inspect {
                 "a model of {} files; expected 1 to {MAX_FILES}",
                 files.len()
             );
-            return Err(Problem::new("kiln::part_count", what));
+            return Err(Problem::new(Code::PartCount, what));
         }
         // Metadata stay in the mapped file; the lists of keys and tensors are a few megabytes at
         // most.
@@ -167,7 +167,7 @@ type Sink = BufWriter<Box<dyn BlobSink>>;
 fn write_json(job: &Job, value: &impl Serialize, facts: CanonJson) -> Result<Part> {
     write_part(job, facts, |sink| {
         serde_json::to_writer(sink, value)
-            .context("kiln::inspect::json", || "write metadata as JSON".into())
+            .context(Code::InspectJson, || "write metadata as JSON".into())
     })
 }
 
@@ -181,7 +181,7 @@ fn write_part(
     write(&mut sink)?;
     let sink: Box<dyn BlobSink> = sink
         .into_inner()
-        .map_err(|error| Problem::new("kiln::io", format!("failed to write a blob: {error}")))?;
+        .map_err(|error| Problem::new(Code::Io, format!("failed to write a blob: {error}")))?;
     Ok(Part {
         content: sink.finish()?,
         facts,
@@ -230,7 +230,7 @@ fn tensor_part(
     })?;
     let outside = || {
         let what = format!("tensor {} is not in its file", quoted(tensor.name));
-        Problem::new("kiln::model::gguf_tensor", what)
+        Problem::new(Code::ModelGgufTensor, what)
     };
     let (file, bytes) = files.get(tensor.file).ok_or_else(outside)?;
     let bytes = bytes.slice(tensor.range.clone()).ok_or_else(outside)?;
@@ -275,7 +275,7 @@ fn swapped_copy(job: &Job, bytes: &Blob, tensor: &TensorInfo) -> Result<Content>
         swapped.extend_from_slice(blocks);
         swap(tensor.ggml, &mut swapped)?;
         sink.write_all(&swapped)
-            .context("kiln::io", || "write a blob".into())
+            .context(Code::Io, || "write a blob".into())
     })?;
     sink.finish()
 }

@@ -9,7 +9,7 @@ use crate::action::{
 };
 use crate::artifact::bundle::check_for_genie;
 use crate::artifact::device::{DeviceFigures, FIGURES, Figures};
-use crate::base::{CanonJson, Problem, Result};
+use crate::base::{CanonJson, Code, Problem, Result};
 use crate::device::{Device, Transport, is_read};
 
 /// The parameters.
@@ -74,7 +74,7 @@ impl TypedStage for Measure {
     fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: &str, what: String, help: &str| {
-            let problem = Problem::new("kiln::plan::parameter", what).help(help);
+            let problem = Problem::new(Code::PlanParameter, what).help(help);
             problems.push(ParamProblem {
                 path: path.into(),
                 problem,
@@ -92,10 +92,6 @@ impl TypedStage for Measure {
             let help =
                 "an absolute path on the device, of letters, digits, `.`, `_`, `+`, `-` and `/`";
             wrong("runner", format!("`runner` is {runner:?}"), help);
-        }
-        if params.answer_tokens == 0 {
-            let what = "no token would be timed".to_string();
-            wrong("answer_tokens", what, "128 is usual");
         }
         problems
     }

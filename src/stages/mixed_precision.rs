@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::action::{InputSpec, Inputs, Job, Order, Outputs, PartName, StageSpec, TypedStage};
 use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, OVERRIDES};
 use crate::artifact::sensitivity::{Cost, TensorCosts};
-use crate::base::{self, CanonJson, Problem, Result, bytes};
+use crate::base::{self, CanonJson, Code, Problem, Result, bytes};
 use knapsack::Choice;
 
 /// The parameters.
@@ -112,7 +112,7 @@ fn over_budget(items: &[Vec<Choice>], budget: u64) -> Problem {
         "{} tensors do not fit into {budget} bytes: they take {least} at least",
         items.len()
     );
-    Problem::new("kiln::mixed_precision::budget", message)
+    Problem::new(Code::MixedPrecisionBudget, message)
         .help("raise `bytes`, or give `sensitivity` a candidate of a smaller scheme")
 }
 

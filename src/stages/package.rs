@@ -22,7 +22,7 @@ use crate::action::{
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TABLE, TOKENIZER};
 use crate::artifact::context::{CPU, ROLES, is_on_cpu};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::ContextFacts;
 use crate::model::quant_report::{Entry, QuantReport};
@@ -145,19 +145,13 @@ impl TypedStage for Package {
     fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: &str, what: String, help: &str| {
-            let problem = Problem::new("kiln::plan::parameter", what).help(help);
+            let problem = Problem::new(Code::PlanParameter, what).help(help);
             problems.push(ParamProblem {
                 path: path.into(),
                 problem,
             });
         };
-        let Params {
-            name,
-            temp,
-            top_k,
-            top_p,
-            ..
-        } = params;
+        let name = &params.name;
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
             || !name.chars().all(plain)
@@ -166,27 +160,6 @@ impl TypedStage for Package {
             let help = "letters, digits, `.`, `_` and `-`, the first a letter or a digit, 100 at \
                         most: it goes into a shell";
             wrong("name", format!("`name` is {name:?}"), help);
-        }
-        if !(*temp > 0.0 && *temp <= 100.0) {
-            wrong(
-                "temp",
-                format!("`temp` is {temp}"),
-                "above 0; for the most probable token each time, `top_k = 1`",
-            );
-        }
-        if !(1..=MAX_TOP_K).contains(top_k) {
-            wrong(
-                "top_k",
-                format!("`top_k` is {top_k}"),
-                "1 takes the most probable token, 40 is usual",
-            );
-        }
-        if !(*top_p > 0.0 && *top_p <= 1.0) {
-            wrong(
-                "top_p",
-                format!("`top_p` is {top_p}"),
-                "above 0, and 1 at most",
-            );
         }
         problems
     }
@@ -198,7 +171,7 @@ impl TypedStage for Package {
         let place = ContextFacts::place(binaries.iter().map(|(_, facts)| facts));
         if params.embedding_table && place.embedding == Processor::Npu {
             return Err(Problem::new(
-                "kiln::package::table",
+                Code::PackageTable,
                 "an embedding table is of no use: the NPU computes the embedding",
             )
             .help(
@@ -216,7 +189,7 @@ impl TypedStage for Package {
             let file = name.rsplit('/').next().unwrap_or_default();
             if file == MODEL && part.content.digest != digest {
                 return Err(Problem::new(
-                    "kiln::package::model",
+                    Code::PackageModel,
                     "the context binary is not of this model",
                 )
                 .help("give the `inspect` stage that the context binary was made from"));
@@ -341,7 +314,7 @@ fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Va
             continue;
         }
         let report: QuantReport = serde_json::from_slice(&job.read(name)?)
-            .context("kiln::package::report", || format!("read `{name}`"))?;
+            .context(Code::PackageReport, || format!("read `{name}`"))?;
         for entry in report.tensors.values() {
             weights
                 .entry(format!("{} as {}", entry.error.source, entry.error.scheme))
@@ -403,7 +376,7 @@ impl WeightSummary {
 
 fn pretty(value: &Value) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
-        .context("kiln::package::json", || "serialize JSON".into())?;
+        .context(Code::PackageJson, || "serialize JSON".into())?;
     Ok(text + "\n")
 }
 

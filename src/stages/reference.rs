@@ -11,18 +11,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Blob, Demand, InputSpec, InputStage, Inputs, Isolation, Job, Manifest, Order, Outputs,
-    ParamProblem, Part, PartName, StageSpec, TypedStage,
+    Blob, Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, Part, PartName,
+    StageSpec, TypedStage,
 };
 use crate::artifact::reference::Greedy;
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::{ArrayFacts, TensorFacts};
 use crate::model::quant::{GgmlType, decode_streaming};
 use crate::model::reference::{LOGITS, Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weight::Element;
-use crate::run::{MAX_WINDOWS, windows, within};
+use crate::run::{MAX_WINDOWS, windows};
 
 /// Longest sequence: the memory of attention grows with its square.
 const MAX_TOKENS: u32 = 4096;
@@ -101,17 +101,6 @@ impl TypedStage for ReferenceStage {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
-        [
-            within("windows", params.windows, 1, MAX_WINDOWS),
-            within("tokens", params.tokens, 2, MAX_TOKENS),
-            within("greedy", params.greedy, 1, MAX_TOKENS),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let model = inputs.one("model")?;
         let (_, text) = inputs.one("text")?.only()?;
@@ -164,7 +153,7 @@ impl TypedStage for ReferenceStage {
                 let folder = format!("window-{:03}", first + index);
                 outputs.insert(PartName::new(format!("{folder}/logits"))?, logits);
                 let text = serde_json::to_vec(tokens)
-                    .context("kiln::reference::tokens", || "serialize the tokens".into())?;
+                    .context(Code::ReferenceTokens, || "serialize the tokens".into())?;
                 outputs.insert(
                     PartName::new(format!("{folder}/tokens.json"))?,
                     job.write(&text, CanonJson::default())?,
@@ -255,7 +244,7 @@ fn write_f32(sink: &mut impl Write, values: &[f32]) -> Result<()> {
             bytes.extend(value.to_le_bytes());
         }
         sink.write_all(&bytes)
-            .context("kiln::io", || "write logits".into())?;
+            .context(Code::Io, || "write logits".into())?;
     }
     Ok(())
 }
@@ -301,7 +290,7 @@ impl StoredTensor {
                 ggml.name,
                 facts.shape
             );
-            return Err(Problem::new("kiln::reference::tensor", message));
+            return Err(Problem::new(Code::ReferenceTensor, message));
         }
         Ok(tensor)
     }
@@ -342,7 +331,7 @@ impl Weights for FileWeights<'_> {
         let values = tensor.and_then(|tensor| tensor.decode(&rows));
         values.ok_or_else(|| {
             let message = format!("`{name}` has no rows {rows:?}");
-            Problem::new("kiln::reference::tensor", message)
+            Problem::new(Code::ReferenceTensor, message)
         })
     }
 }

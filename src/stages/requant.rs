@@ -16,7 +16,7 @@ use crate::action::{
 use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, OVERRIDES};
 use crate::artifact::bands;
 use crate::artifact::tensors::{self, Tensor};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::decoder::{DecoderSpec, tensors::by_name};
 use crate::model::facts::TensorFacts;
 use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder};
@@ -101,7 +101,7 @@ impl TypedStage for Requant {
     fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: String, message: &str, help: &str| {
-            let problem = Problem::new("kiln::plan::parameter", message).help(help);
+            let problem = Problem::new(Code::PlanParameter, message).help(help);
             problems.push(ParamProblem { path, problem });
         };
         if (params.scheme == Scheme::Auto) != InputStage::fills(given, "assignment") {
@@ -187,7 +187,7 @@ fn read_assignment(assignment: &Manifest) -> Result<Vec<Override>> {
     let mut overrides = vec![];
     for ChosenScheme { pattern, scheme } in facts.overrides {
         let name: StrDeserializer<ValueError> = scheme.as_str().into_deserializer();
-        let scheme = Scheme::deserialize(name).context("kiln::weights::scheme", || {
+        let scheme = Scheme::deserialize(name).context(Code::WeightsScheme, || {
             format!("read the scheme `{scheme}` of the choice")
         })?;
         overrides.push(Override { pattern, scheme });
@@ -251,7 +251,7 @@ fn check_columns(tensor: &Tensor, scheme: Scheme) -> Result<()> {
         "tensor `{name}` has {columns} columns, not a multiple of {unit}, as {scheme} \
          requires"
     );
-    Err(Problem::new("kiln::weights::columns", what)
+    Err(Problem::new(Code::WeightsColumns, what)
         .help("add an override with scheme `f16` or `native` for it"))
 }
 

@@ -20,7 +20,7 @@ use crate::action::{
 use crate::artifact::reference::windows;
 use crate::artifact::sensitivity::{Cost, TensorCosts};
 use crate::artifact::tensors;
-use crate::base::{CanonJson, Problem, Result};
+use crate::base::{CanonJson, Code, Problem, Result};
 use crate::model::onnx::decode;
 use crate::model::weight::{WeightFacts, blob_owner};
 use crate::run::{Candidate, Decoder, OnnxRuntime, model, score_window};
@@ -110,17 +110,9 @@ impl TypedStage for Sensitivity {
 
     fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let patterns = params.patterns.iter().enumerate();
-        let mut problems: Vec<ParamProblem> = patterns
+        patterns
             .filter_map(|(index, text)| tensors::check_pattern(text, format!("match/{index}")))
-            .collect();
-        if params.windows == 0 {
-            let problem = Problem::new("kiln::plan::parameter", "no window would be run");
-            problems.push(ParamProblem {
-                path: "windows".into(),
-                problem,
-            });
-        }
-        problems
+            .collect()
     }
 
     fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
@@ -178,7 +170,7 @@ impl TypedStage for Sensitivity {
         }
         if orders.is_empty() {
             return Err(Problem::new(
-                "kiln::sensitivity::nothing",
+                Code::SensitivityNothing,
                 "no candidate stores a tensor differently from the graph",
             )
             .help(
@@ -269,7 +261,7 @@ fn stored_size(name: &str, blobs: &BTreeMap<String, &Part>) -> Result<StoredSize
     }
     let Some(scheme) = scheme else {
         let message = format!("the weights of `{name}` do not name their scheme");
-        return Err(Problem::new("kiln::sensitivity::scheme", message));
+        return Err(Problem::new(Code::SensitivityScheme, message));
     };
     Ok(StoredSize { scheme, bytes })
 }

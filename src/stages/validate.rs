@@ -18,7 +18,7 @@ use crate::artifact::device::FIGURES;
 use crate::artifact::evaluation::{GreedyScore, MASK, Masks, Ranges, WindowScore};
 use crate::artifact::generation::GENERATION;
 use crate::artifact::layer_evaluation::LAYERS;
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::fidelity::Fidelity;
 use crate::model::quant_report::QuantReport;
 use crate::report::{Candidate, Found, KINDS, Limited, Limits, Mask, Range, Report, Size, Storage};
@@ -94,16 +94,6 @@ impl TypedStage for Validate {
     fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         for (stage, limits) in &params.limits {
-            for (limit, value) in limits.numbers() {
-                let Some(value) = value.filter(|value| !value.is_finite() || *value < 0.0) else {
-                    continue;
-                };
-                let what = format!("{value} is no limit: it is not zero or above");
-                problems.push(ParamProblem {
-                    path: format!("limits/{stage}/{limit}"),
-                    problem: Problem::new("kiln::plan::parameter", what),
-                });
-            }
             let Some(given) = given.iter().find(|given| given.stage == *stage) else {
                 continue;
             };
@@ -114,7 +104,7 @@ impl TypedStage for Validate {
                     let help = format!("it has: {}", known.join(", "));
                     problems.push(ParamProblem {
                         path: format!("limits/{stage}/{limit}"),
-                        problem: Problem::new("kiln::plan::parameter", what).help(help),
+                        problem: Problem::new(Code::PlanParameter, what).help(help),
                     });
                 }
             }
@@ -158,7 +148,7 @@ impl TypedStage for Validate {
             return Ok(outputs);
         }
         let what = format!("a limit of the plan is missed\n\n{report}");
-        let mut problem = Problem::new("kiln::validate::missed", what)
+        let mut problem = Problem::new(Code::ValidateMissed, what)
             .help("better the candidate, or change the limit in the plan");
         for (name, part) in outputs {
             problem.left.insert(name.to_string(), part.content.digest);
@@ -298,7 +288,7 @@ fn read_candidate(job: &Job, name: &str) -> Result<Candidate> {
     }
     let Some(fidelity) = Fidelity::of(&tokens) else {
         let what = format!("`{name}` evaluated {} tokens, too few", tokens.len());
-        return Err(Problem::new("kiln::validate::scores", what));
+        return Err(Problem::new(Code::ValidateScores, what));
     };
     Ok(Candidate {
         windows,
@@ -312,5 +302,5 @@ fn read_candidate(job: &Job, name: &str) -> Result<Candidate> {
 
 fn read_json<T: DeserializeOwned>(job: &Job, input: &str) -> Result<T> {
     serde_json::from_slice(&job.read(input)?)
-        .context("kiln::validate::scores", || format!("read `{input}`"))
+        .context(Code::ValidateScores, || format!("read `{input}`"))
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::disk::{Disk, read_result};
 use super::layout::{self, CacheDir, files_below, remove_file};
 use super::{ActionResult, BlobStore, LocalStore, Stamp, hash_file_parallel, local_run_note};
-use crate::base::{Digest, Result, open_file};
+use crate::base::{Code, Digest, Result, open_file};
 
 /// What a cache contains.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -191,7 +191,7 @@ impl Disk {
         for content in result.windows() {
             if !damaged.contains(&self.blob_path(&content.blob()))
                 && let Err(problem) = self.content(content)
-                && problem.code == "kiln::store::window"
+                && problem.code == Code::StoreWindow
             {
                 return Ok(Some(problem.message));
             }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use super::Stamp;
-use crate::base::{Digest, Problem, Result, hash_bytes};
+use crate::base::{Code, Digest, Problem, Result, hash_bytes};
 
 /// Digests of blobs as text, sorted and without duplicates. Parsed only when needed.
 pub struct BlobList<'a>(Cow<'a, str>);
@@ -37,7 +37,7 @@ impl<'a> BlobList<'a> {
         for word in self.0.split_ascii_whitespace() {
             match word.parse() {
                 Ok(digest) => digests.push(digest),
-                Err(error) => return Err(Problem::new("kiln::digest", error)),
+                Err(error) => return Err(Problem::new(Code::Digest, error)),
             }
         }
         Ok(digests)

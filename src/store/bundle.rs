@@ -18,9 +18,7 @@ use super::layout::LAYOUT;
 use super::{ActionCache, ActionResult, BlobStore, CompleteCache, Lookup};
 use crate::action::ActionKey;
 use crate::base::atomic::folder_of;
-use crate::base::{Context, Digest, Problem, Result, new_file_in, open_file, read_file};
-
-const CODE: &str = "kiln::bundle::io";
+use crate::base::{Code, Context, Digest, Problem, Result, new_file_in, open_file, read_file};
 
 const BUFFER_BYTES: usize = 1 << 18;
 
@@ -58,10 +56,11 @@ impl Disk {
     /// depend on the results only.
     pub fn export(&self, keys: &BTreeSet<ActionKey>, path: &Path) -> Result<Exported> {
         let failed = || format!("write {}", path.display());
-        let mut file = new_file_in(folder_of(path), ".kiln-tmp-").context(CODE, failed)?;
+        let mut file =
+            new_file_in(folder_of(path), ".kiln-tmp-").context(Code::BundleIo, failed)?;
         let exported = self.write_bundle(keys, file.as_file_mut())?;
-        file.as_file().sync_all().context(CODE, failed)?;
-        file.persist(path).context(CODE, failed)?;
+        file.as_file().sync_all().context(Code::BundleIo, failed)?;
+        file.persist(path).context(Code::BundleIo, failed)?;
         Ok(exported)
     }
 
@@ -80,20 +79,21 @@ impl Disk {
             let Some(path) = self.path(blob)? else {
                 return Err(gone(&format!("the blob {blob}")));
             };
-            let file = File::open(path).context(CODE, || format!("read the blob {blob}"))?;
+            let file =
+                File::open(path).context(Code::BundleIo, || format!("read the blob {blob}"))?;
             let member = member_path("blobs", &blob.hex(), "");
             add(&mut tar, &member, blob.size_bytes, file)?;
         }
         for key in keys {
             let path = self.action_path(key);
             let text = read_file(&path, MAX_TEXT_BYTES)
-                .context(CODE, || format!("read {}", path.display()))?;
+                .context(Code::BundleIo, || format!("read {}", path.display()))?;
             let member = member_path("actions", &key.0.hex(), ".json");
             add(&mut tar, &member, text.len() as u64, &text[..])?;
         }
         let failed = || "end the bundle".into();
-        let mut out = tar.into_inner().context(CODE, failed)?;
-        out.flush().context(CODE, failed)?;
+        let mut out = tar.into_inner().context(Code::BundleIo, failed)?;
+        out.flush().context(Code::BundleIo, failed)?;
         Ok(Exported {
             results: keys.len(),
             blobs: blobs.len(),
@@ -104,7 +104,8 @@ impl Disk {
     /// Adds the contents of the bundle `path` to this cache. Every blob and result is checked
     /// against its digest. What was added before a problem stays.
     pub fn import(&self, path: &Path) -> Result<Imported> {
-        let file = open_file(path).context(CODE, || format!("open {}", path.display()))?;
+        let file =
+            open_file(path).context(Code::BundleIo, || format!("open {}", path.display()))?;
         let reached_end = Cell::new(false);
         let source = EndDetector {
             source: BufReader::with_capacity(BUFFER_BYTES, file),
@@ -116,7 +117,7 @@ impl Disk {
                 "{} is cut short: it ends before its end mark",
                 path.display()
             );
-            return Err(Problem::new("kiln::bundle::cut", message).help(
+            return Err(Problem::new(Code::BundleCut, message).help(
                 "bring the whole file over and import it again; what was whole is in the cache \
                  already",
             ));
@@ -129,8 +130,8 @@ impl Disk {
         let mut imported = Imported::default();
         let mut is_first = true;
         // Raw: extension entries (long names, sparse files) are not interpreted, but refused.
-        for entry in archive.entries().context(CODE, failed)?.raw(true) {
-            let entry = match entry.context(CODE, failed) {
+        for entry in archive.entries().context(Code::BundleIo, failed)?.raw(true) {
+            let entry = match entry.context(Code::BundleIo, failed) {
                 Ok(entry) => entry,
                 Err(problem) => return Err(problem.help(ORIGIN)),
             };
@@ -170,8 +171,8 @@ impl Disk {
             return Ok(());
         }
         let mut sink = self.create()?;
-        let copied =
-            io::copy(&mut entry, &mut sink).context(CODE, || format!("copy the blob {digest}"))?;
+        let copied = io::copy(&mut entry, &mut sink)
+            .context(Code::BundleIo, || format!("copy the blob {digest}"))?;
         if copied != digest.size_bytes {
             return Err(foreign(format!(
                 "the blob {digest} ends after {copied} bytes"
@@ -180,7 +181,7 @@ impl Disk {
         let found = sink.finish()?.digest;
         if found != *digest {
             return Err(Problem::new(
-                "kiln::bundle::digest",
+                Code::BundleDigest,
                 format!("the blob {digest} has the bytes of {found}"),
             )
             .help("the file is damaged or forged: export it again"));
@@ -205,7 +206,7 @@ impl Disk {
         let mut text = vec![];
         entry
             .read_to_end(&mut text)
-            .context(CODE, || format!("read the result {hex}"))?;
+            .context(Code::BundleIo, || format!("read the result {hex}"))?;
         let Some(result) = parse_result(text, hex) else {
             return Err(foreign(format!("{hex} is no result that kiln wrote")));
         };
@@ -270,7 +271,7 @@ fn member_path(dir: &str, hex: &str, suffix: &str) -> String {
 fn add(tar: &mut Builder<impl Write>, path: &str, size_bytes: u64, data: impl Read) -> Result<()> {
     let failed = || format!("write {path} into the bundle");
     let mut header = Header::new_gnu();
-    header.set_path(path).context(CODE, failed)?;
+    header.set_path(path).context(Code::BundleIo, failed)?;
     header.set_entry_type(EntryType::Regular);
     header.set_size(size_bytes);
     header.set_mode(0o444);
@@ -278,7 +279,7 @@ fn add(tar: &mut Builder<impl Write>, path: &str, size_bytes: u64, data: impl Re
     header.set_uid(0);
     header.set_gid(0);
     header.set_cksum();
-    tar.append(&header, data).context(CODE, failed)
+    tar.append(&header, data).context(Code::BundleIo, failed)
 }
 
 fn check_layout(entry: Entry<'_, EndDetector>) -> Result<()> {
@@ -286,7 +287,7 @@ fn check_layout(entry: Entry<'_, EndDetector>) -> Result<()> {
     entry
         .take(64)
         .read_to_end(&mut found)
-        .context(CODE, || "read the layout".into())?;
+        .context(Code::BundleIo, || "read the layout".into())?;
     if found == LAYOUT.as_bytes() {
         return Ok(());
     }
@@ -301,15 +302,12 @@ fn check_layout(entry: Entry<'_, EndDetector>) -> Result<()> {
 const ORIGIN: &str = "only files that `kiln cache export` wrote can be imported";
 
 fn foreign(message: String) -> Problem {
-    Problem::new("kiln::bundle::foreign", message).help(ORIGIN)
+    Problem::new(Code::BundleForeign, message).help(ORIGIN)
 }
 
 fn gone(what: &str) -> Problem {
-    Problem::new(
-        "kiln::store::gone",
-        format!("{what} is gone from the cache"),
-    )
-    .help("build the plan again; what made it runs again")
+    Problem::new(Code::StoreGone, format!("{what} is gone from the cache"))
+        .help("build the plan again; what made it runs again")
 }
 
 /// Detects truncated bundles: a complete one ends with a mark, and nothing is read after it.

@@ -21,10 +21,8 @@ use super::{
 };
 use crate::action::{ActionKey, Blob, BlobSink, Content};
 use crate::base::{
-    Context, Digest, Hasher, Problem, Result, hash_bytes, new_file_in, open_file, read_file,
+    Code, Context, Digest, Hasher, Problem, Result, hash_bytes, new_file_in, open_file, read_file,
 };
-
-const CODE: &str = "kiln::store::io";
 
 /// Blobs of at least this size are synced one by one, so that little is left to sync at the end.
 const MIN_SYNC_BYTES: u64 = 1 << 20;
@@ -81,8 +79,8 @@ impl Disk {
     /// Makes everything durable that was put so far.
     pub fn sync(&self) -> Result<()> {
         let failed = || format!("sync the cache {}", self.root.display());
-        let folder = File::open(&self.root).context(CODE, failed)?;
-        syncfs(folder).context(CODE, failed)
+        let folder = File::open(&self.root).context(Code::StoreIo, failed)?;
+        syncfs(folder).context(Code::StoreIo, failed)
     }
 
     /// Whether this process may read the cache but not write to it.
@@ -143,9 +141,9 @@ impl Disk {
             Ok(file) if file.len() == digest.size_bytes => Ok(None),
             Ok(_) => Ok(Some(*digest)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(*digest)),
-            Err(error) => {
-                Err(error).context(CODE, || format!("look for the blob {}", path.display()))
-            }
+            Err(error) => Err(error).context(Code::StoreIo, || {
+                format!("look for the blob {}", path.display())
+            }),
         }
     }
 
@@ -156,9 +154,9 @@ impl Disk {
         let failed = || format!("read the blob {}", path.display());
         let file = match open_file(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            opened => opened.context(CODE, failed)?,
+            opened => opened.context(Code::StoreIo, failed)?,
         };
-        let stamp = Stamp::of(&file.metadata().context(CODE, failed)?);
+        let stamp = Stamp::of(&file.metadata().context(Code::StoreIo, failed)?);
         if !self.is_checked(digest, stamp) {
             // Threads that open the same large file hash it once. They wait here and not in rayon's
             // pool, whose threads may be the ones that wait.
@@ -167,7 +165,7 @@ impl Disk {
                 _ => None,
             };
             if !self.is_checked(digest, stamp) {
-                let found = match hash_file(&file).context(CODE, failed) {
+                let found = match hash_file(&file).context(Code::StoreIo, failed) {
                     Ok(found) => found,
                     Err(problem) => return Err(problem.help(UNREADABLE)),
                 };
@@ -207,7 +205,7 @@ impl Disk {
             "the blob {} is corrupt, {removed}: expected {digest}, found {found}",
             path.display()
         );
-        Problem::new("kiln::store::corrupt", message).help(
+        Problem::new(Code::StoreCorrupt, message).help(
             "run the same command again: what made this blob runs again; `kiln cache verify` \
              looks for others",
         )
@@ -229,7 +227,7 @@ fn read_only(root: &Path, problem: Problem) -> Problem {
         root.display()
     );
     let causes = [vec![problem.message], problem.causes].concat();
-    let problem = Problem::new("kiln::store::read_only", message);
+    let problem = Problem::new(Code::StoreReadOnly, message);
     Problem { causes, ..problem }.help(
         "what is in it can be used as it is; to build what is not, name a cache of your own with \
          --cache or KILN_CACHE: `kiln cache export` and `import` bring over what is known",
@@ -253,9 +251,9 @@ fn hash_file(mut file: &File) -> io::Result<Digest> {
 /// sync.
 fn replace_file(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = || format!("write {}", path.display());
-    let mut file = new_file_in(tmp, ".tmp").context(CODE, failed)?;
-    file.write_all(bytes).context(CODE, failed)?;
-    persist(file, path).context(CODE, failed)?;
+    let mut file = new_file_in(tmp, ".tmp").context(Code::StoreIo, failed)?;
+    file.write_all(bytes).context(Code::StoreIo, failed)?;
+    persist(file, path).context(Code::StoreIo, failed)?;
     Ok(())
 }
 
@@ -281,7 +279,8 @@ impl LocalStore for Disk {
     }
 
     fn scratch(&self) -> Result<TempDir> {
-        TempDir::new_in(self.process_folder()?).context(CODE, || "make a scratch folder".into())
+        TempDir::new_in(self.process_folder()?)
+            .context(Code::StoreIo, || "make a scratch folder".into())
     }
 
     fn partial(&self, subject: &Digest) -> Result<Option<LockedFolder>> {
@@ -330,7 +329,7 @@ impl BlobStore for Disk {
         let Some(file) = self.file(digest)? else {
             return Ok(None);
         };
-        let blob = map::map(&file).context(CODE, || format!("map the blob {digest}"))?;
+        let blob = map::map(&file).context(Code::StoreIo, || format!("map the blob {digest}"))?;
         Ok(Some(blob))
     }
 
@@ -358,7 +357,7 @@ impl BlobStore for Disk {
         let file = tempfile::Builder::new()
             .permissions(mode)
             .tempfile_in(self.process_folder()?);
-        let file = file.context(CODE, || "begin a blob".into())?;
+        let file = file.context(Code::StoreIo, || "begin a blob".into())?;
         let hasher = Hasher::default();
         Ok(Box::new(Sink {
             out: BufWriter::with_capacity(1 << 16, HashingFile { file, hasher }),
@@ -382,7 +381,7 @@ impl ActionCache for Disk {
             {
                 Ok(None)
             }
-            Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
+            Err(error) => Err(error).context(Code::StoreIo, || format!("read {}", path.display())),
         }
     }
 
@@ -400,7 +399,7 @@ impl ActionCache for Disk {
     fn put(&self, result: &ActionResult) -> Result<()> {
         let path = self.action_path(&result.key());
         let body = serde_json::to_string(result)
-            .context(CODE, || format!("serialize {}", path.display()))?;
+            .context(Code::StoreIo, || format!("serialize {}", path.display()))?;
         let text = format!(
             "{}\n{body}\n{}\n",
             hash_bytes(body.as_bytes()),
@@ -526,7 +525,7 @@ impl BlobSink for Sink {
     fn finish(self: Box<Self>) -> Result<Content> {
         let digest = self
             .put()
-            .context(CODE, || "put a blob into the cache".into())?;
+            .context(Code::StoreIo, || "put a blob into the cache".into())?;
         Ok(digest.into())
     }
 }

@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use crate::base::{Context, Result};
-
-const CODE: &str = "kiln::store::io";
+use crate::base::{Code, Context, Result};
 
 /// A folder that is locked until this is dropped.
 pub struct LockedFolder {
@@ -51,7 +49,9 @@ fn create_folder(path: &Path) -> Result<()> {
             Err(error)
                 if error.kind() == ErrorKind::AlreadyExists && !is_other_than_folder(path) => {}
             created => {
-                return created.context(CODE, || format!("make the folder {}", path.display()));
+                return created.context(Code::StoreIo, || {
+                    format!("make the folder {}", path.display())
+                });
             }
         }
     }
@@ -92,18 +92,20 @@ impl LockedFolder {
             .open(path)
         {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            opened => opened.context(CODE, failed)?,
+            opened => opened.context(Code::StoreIo, failed)?,
         };
         match wait {
-            Wait::Forever => lock.lock().context(CODE, failed)?,
+            Wait::Forever => lock.lock().context(Code::StoreIo, failed)?,
             Wait::No => match lock.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(error).context(CODE, failed),
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).context(Code::StoreIo, failed);
+                }
             },
         }
         // The last owner may have removed it after it was opened here and before it was locked.
-        let inode = lock.metadata().context(CODE, failed)?.ino();
+        let inode = lock.metadata().context(Code::StoreIo, failed)?.ino();
         match fs::metadata(path) {
             Ok(now) if now.ino() == inode => Ok(Some(LockedFolder {
                 path: path.into(),
@@ -122,7 +124,9 @@ impl LockedFolder {
                 .permissions(mode)
                 .tempdir_in(parent);
             let path = created
-                .context(CODE, || format!("make a folder in {}", parent.display()))?
+                .context(Code::StoreIo, || {
+                    format!("make a folder in {}", parent.display())
+                })?
                 .keep();
             // Another process may have removed it as abandoned before it was locked.
             if let Some(folder) = Self::lock_existing(&path, Wait::No)? {
@@ -135,7 +139,7 @@ impl LockedFolder {
     /// A folder that cannot be removed, because of its owner or a read-only disk, stays.
     pub fn remove_abandoned(parent: &Path, prefix: &str) -> Result<()> {
         let entries =
-            fs::read_dir(parent).context(CODE, || format!("list {}", parent.display()))?;
+            fs::read_dir(parent).context(Code::StoreIo, || format!("list {}", parent.display()))?;
         for entry in entries {
             let Ok(entry) = entry else { continue };
             if entry.file_name().to_string_lossy().starts_with(prefix)
@@ -158,7 +162,7 @@ impl LockedFolder {
     pub fn remove(self) -> Result<()> {
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            removed => removed.context(CODE, || {
+            removed => removed.context(Code::StoreIo, || {
                 format!("remove the folder {}", self.path.display())
             }),
         }

@@ -12,7 +12,7 @@ use super::disk::{Disk, read_result};
 use super::folder::LockedFolder;
 use super::layout::{self, CacheDir, files_below, remove_file};
 use crate::action::ActionKey;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// What stays, and how much may stay. Without a limit, only what is kept stays.
 #[derive(Clone, Debug)]
@@ -111,7 +111,7 @@ impl Disk {
             "another kiln is at work in the cache {}: nothing was removed",
             self.root().display()
         );
-        Err(Problem::new("kiln::store::in_use", message)
+        Err(Problem::new(Code::StoreInUse, message)
             .help("call it again when that has ended; --dry-run says what would go"))
     }
 

@@ -5,7 +5,7 @@ use std::fs::{self, File, FileType};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use crate::base::{Context, Problem, Result, head, new_file_in};
+use crate::base::{Code, Context, Problem, Result, head, new_file_in};
 
 /// The layout that this code reads and writes; increased when an older kiln would misread it.
 pub(super) const LAYOUT: &str = "kiln cache 1\n";
@@ -17,8 +17,6 @@ const LAYOUT_FILE: &str = "layout";
 const NEUTRAL: [&str; 4] = ["README.md", ".gitignore", ".gitkeep", "CACHEDIR.TAG"];
 /// Prefix of the temporary file that becomes the layout file.
 const UNNAMED: &str = ".kiln-layout-";
-const CODE: &str = "kiln::store::io";
-
 /// A subfolder of the cache whose files are named by digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CacheDir {
@@ -119,7 +117,7 @@ pub(super) fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 pub(super) fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        removed => removed.context(CODE, || format!("remove {}", path.display())),
+        removed => removed.context(Code::StoreIo, || format!("remove {}", path.display())),
     }
 }
 
@@ -127,14 +125,16 @@ pub(super) fn remove_file(path: &Path) -> Result<()> {
 /// vendor libraries change the working directory.
 pub(super) fn open_root(root: &Path) -> Result<PathBuf> {
     let failed = || format!("open the cache {}", root.display());
-    fs::create_dir_all(root).context(CODE, failed)?;
-    let root = root.canonicalize().context(CODE, failed)?;
+    fs::create_dir_all(root).context(Code::StoreIo, failed)?;
+    let root = root.canonicalize().context(Code::StoreIo, failed)?;
     let path = root.join(LAYOUT_FILE);
     match head(&path, 2 * LAYOUT.len() as u64) {
         Ok(found) if found == LAYOUT.as_bytes() => {}
         Ok(found) => return Err(unknown(&path, &found)),
         Err(error) if error.kind() == ErrorKind::NotFound => create_layout(&root)?,
-        Err(error) => return Err(error).context(CODE, || format!("read {}", path.display())),
+        Err(error) => {
+            return Err(error).context(Code::StoreIo, || format!("read {}", path.display()));
+        }
     }
     for name in ["blobs", "actions", "notes", "partial", "tmp", "last"] {
         let path = root.join(name);
@@ -154,7 +154,7 @@ pub(super) fn open_root(root: &Path) -> Result<PathBuf> {
                         error.kind(),
                         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
                     ) => {}
-                created => created.context(CODE, failed)?,
+                created => created.context(Code::StoreIo, failed)?,
             },
         }
     }
@@ -176,7 +176,7 @@ fn create_layout(root: &Path) -> Result<()> {
         }
         return Err(foreign(root, &name));
     }
-    write_layout(root).context(CODE, || format!("write {}", path.display()))
+    write_layout(root).context(Code::StoreIo, || format!("write {}", path.display()))
 }
 
 fn write_layout(root: &Path) -> io::Result<()> {
@@ -201,7 +201,7 @@ fn unknown(path: &Path, found: &[u8]) -> Problem {
             LAYOUT.trim()
         ),
     };
-    Problem::new("kiln::store::layout", message).help(format!(
+    Problem::new(Code::StoreLayout, message).help(format!(
         "name another folder with --cache; or, if it is a cache all the same, delete it, or write \
          that line into {} again",
         path.display()
@@ -226,7 +226,7 @@ fn foreign(root: &Path, name: &str) -> Problem {
          folder is its own",
         root.display()
     );
-    Problem::new("kiln::store::foreign", message)
+    Problem::new(Code::StoreForeign, message)
         .help("name a folder that is missing or empty with --cache")
 }
 
@@ -235,7 +235,7 @@ fn not_a_folder(path: &Path) -> Problem {
         "{} is not a folder of the cache itself, but a link or a file",
         path.display()
     );
-    Problem::new("kiln::store::foreign", message).help(
+    Problem::new(Code::StoreForeign, message).help(
         "kiln follows no link inside of a cache: remove it, and name the folder elsewhere with \
          --cache",
     )
@@ -249,7 +249,7 @@ fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>> {
         Err(error) => Err(error),
         Ok(entries) => entries.collect(),
     };
-    entries.context(CODE, || format!("list {}", folder.display()))
+    entries.context(Code::StoreIo, || format!("list {}", folder.display()))
 }
 
 /// Whether `entry` has a type; one that cannot be determined is no match.

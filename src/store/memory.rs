@@ -9,9 +9,7 @@ use tempfile::TempDir;
 
 use super::{ActionCache, ActionResult, BlobStore, Note, Notes};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
-use crate::base::{Context, Digest, Result, hash_bytes};
-
-const CODE: &str = "kiln::store::io";
+use crate::base::{Code, Context, Digest, Result, hash_bytes};
 
 /// A store in memory. Clones share their contents.
 #[derive(Clone, Default)]
@@ -54,10 +52,10 @@ impl BlobStore for Memory {
         };
         let folder = match &mut inner.files {
             Some(folder) => folder,
-            none => none.insert(TempDir::new().context(CODE, failed)?),
+            none => none.insert(TempDir::new().context(Code::StoreIo, failed)?),
         };
         let path = folder.path().join(digest.hex());
-        std::fs::write(&path, &*blob).context(CODE, failed)?;
+        std::fs::write(&path, &*blob).context(Code::StoreIo, failed)?;
         Ok(Some(path))
     }
 

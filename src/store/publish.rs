@@ -13,9 +13,7 @@ use super::disk::MAX_TEXT_BYTES;
 use super::folder::LockedFolder;
 use super::stamp::Stamp;
 use crate::action::{Blob, Content, Manifest, PartName};
-use crate::base::{Context, Digest, Problem, Result, read_file};
-
-const CODE: &str = "kiln::publish::io";
+use crate::base::{Code, Context, Digest, Problem, Result, read_file};
 
 /// The record of what was written, in each published folder. Marks a folder that kiln may replace.
 pub const RECORD: &str = ".kiln.json";
@@ -70,7 +68,7 @@ pub fn publish(
             "{} is a link: what lies behind it may be another's",
             folder.display()
         );
-        return Err(Problem::new("kiln::publish::foreign", message).help(
+        return Err(Problem::new(Code::PublishForeign, message).help(
             "remove it; the folder that --out names may be a link, those of the stages may not",
         ));
     }
@@ -87,7 +85,7 @@ pub fn publish(
     // A folder with a damaged record is still one that kiln wrote.
     if !folder.join(RECORD).exists() && is_in_use(folder)? {
         let message = format!("{} is there, but kiln did not write it", folder.display());
-        return Err(Problem::new("kiln::publish::foreign", message).help(
+        return Err(Problem::new(Code::PublishForeign, message).help(
             "move it away, or write somewhere else with --out; a folder that kiln wrote holds a \
              file .kiln.json",
         ));
@@ -148,7 +146,9 @@ fn is_in_use(folder: &Path) -> Result<bool> {
     match fs::read_dir(folder) {
         Ok(mut entries) => Ok(entries.next().is_some()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).context(CODE, || format!("look into {}", folder.display())),
+        Err(error) => Err(error).context(Code::PublishIo, || {
+            format!("look into {}", folder.display())
+        }),
     }
 }
 
@@ -160,7 +160,9 @@ fn write_and_swap(
     links: Links,
 ) -> Result<Space> {
     let space = write(blobs, manifest, temporary, links)?;
-    swap(temporary, folder).context(CODE, || format!("put {} in place", folder.display()))?;
+    swap(temporary, folder).context(Code::PublishIo, || {
+        format!("put {} in place", folder.display())
+    })?;
     Ok(space)
 }
 
@@ -178,7 +180,7 @@ fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links
         }
         record.insert(name.clone(), (digest, stamp));
     }
-    finish(&record, folder).context(CODE, || format!("write {}", folder.display()))?;
+    finish(&record, folder).context(Code::PublishIo, || format!("write {}", folder.display()))?;
     Ok(space)
 }
 
@@ -196,19 +198,19 @@ fn write_part(
         let Some(bytes) = blobs.content(content)? else {
             return Err(gone(name, content));
         };
-        let stamp = copy_bytes(&bytes, &path).context(CODE, failed)?;
+        let stamp = copy_bytes(&bytes, &path).context(Code::PublishIo, failed)?;
         return Ok((stamp, false));
     }
     let Some(blob) = blobs.path(&content.digest)? else {
         return Err(gone(name, content));
     };
-    link_or_copy(&blob, &path, links).context(CODE, failed)
+    link_or_copy(&blob, &path, links).context(Code::PublishIo, failed)
 }
 
 fn gone(name: &PartName, content: &Content) -> Problem {
     let blob = content.blob();
     Problem::new(
-        "kiln::store::gone",
+        Code::StoreGone,
         format!("the blob {blob} of `{name}` is gone from the cache"),
     )
     .help("run the same command again: what made this blob runs again")

@@ -9,7 +9,7 @@ use sha2::Digest as _;
 
 use super::{BlobStore, Notes};
 use crate::action::Content;
-use crate::base::{Problem, Result, hash_bytes};
+use crate::base::{Code, Problem, Result, hash_bytes};
 
 /// Hashing fewer bytes than this is faster than reading a note.
 const MIN_NOTED_BYTES: u64 = 1 << 16;
@@ -43,7 +43,7 @@ impl Sha256 {
 fn hash(content: &Content, blobs: &dyn BlobStore) -> Result<Sha256> {
     let Some(bytes) = blobs.content(content)? else {
         let message = format!("the blob {} is gone from the cache", content.blob());
-        return Err(Problem::new("kiln::store::gone", message)
+        return Err(Problem::new(Code::StoreGone, message)
             .help("run the same command again: what made this blob runs again"));
     };
     let mut hasher = sha2::Sha256::new();

@@ -11,9 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::{Notes, Stamp};
-use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes, open_file};
-
-const CODE: &str = "kiln::input::io";
+use crate::base::{Code, Context, Digest, Hasher, Problem, Result, hash_bytes, open_file};
 
 /// Limit for the number of files in an input folder: far more than any SDK has.
 const MAX_FILES: usize = 200_000;
@@ -43,8 +41,9 @@ impl InputSnapshot {
     /// Takes a snapshot of `path`; fails when `cancel` is set. Reads a file only if its stamp is
     /// not the one in the note on it.
     pub fn take(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<InputSnapshot> {
-        let metadata =
-            fs::metadata(path).context(CODE, || format!("read the input {}", path.display()))?;
+        let metadata = fs::metadata(path).context(Code::InputIo, || {
+            format!("read the input {}", path.display())
+        })?;
         if !metadata.is_dir() {
             let state = file_state(notes, path, cancel)?;
             return Ok(InputSnapshot {
@@ -87,7 +86,7 @@ impl InputSnapshot {
 
 fn changed(path: &Path) -> Problem {
     Problem::new(
-        "kiln::input::changed",
+        Code::InputChanged,
         format!("{} changed while it was in use", path.display()),
     )
     .help("nothing that was made from it was kept; run the same command again when it is at rest")
@@ -96,8 +95,8 @@ fn changed(path: &Path) -> Problem {
 fn file_state(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<FileState> {
     let failed = || format!("read the input {}", path.display());
     let key = hash_bytes(&[b"digest of ", path.as_os_str().as_bytes()].concat());
-    let file = open_file(path).context(CODE, failed)?;
-    let metadata = file.metadata().context(CODE, failed)?;
+    let file = open_file(path).context(Code::InputIo, failed)?;
+    let metadata = file.metadata().context(Code::InputIo, failed)?;
     let stamp = Stamp::of(&metadata);
     if let Some(note) = notes.read(&key)?
         && let Ok(noted) = serde_json::from_str::<FileState>(&note.text)
@@ -105,16 +104,16 @@ fn file_state(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<Fil
     {
         return Ok(noted);
     }
-    let Some(digest) = hash_file_parallel(&file, cancel).context(CODE, failed)? else {
+    let Some(digest) = hash_file_parallel(&file, cancel).context(Code::InputIo, failed)? else {
         return Err(Problem::cancelled());
     };
     let state = FileState { stamp, digest };
-    let now = fs::metadata(path).context(CODE, failed)?;
+    let now = fs::metadata(path).context(Code::InputIo, failed)?;
     if Stamp::of(&now) != stamp {
         return Err(changed(path));
     }
     if next_change_is_visible(&metadata) {
-        let text = serde_json::to_string(&state).context(CODE, failed)?;
+        let text = serde_json::to_string(&state).context(Code::InputIo, failed)?;
         // Without the note, the file is read again the next time.
         let _ = notes.write(&key, &text);
     }
@@ -163,10 +162,10 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut folders = vec![(folder.to_owned(), 0)];
     while let Some((folder, depth)) = folders.pop() {
         let failed = || format!("list {}", folder.display());
-        for entry in fs::read_dir(&folder).context(CODE, failed)? {
-            let path = entry.context(CODE, failed)?.path();
-            let metadata =
-                fs::metadata(&path).context(CODE, || format!("look at {}", path.display()))?;
+        for entry in fs::read_dir(&folder).context(Code::InputIo, failed)? {
+            let path = entry.context(Code::InputIo, failed)?.path();
+            let metadata = fs::metadata(&path)
+                .context(Code::InputIo, || format!("look at {}", path.display()))?;
             if metadata.is_dir() {
                 folders.push((path, depth + 1));
             } else {
@@ -178,7 +177,7 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
                 "{} holds more than {MAX_FILES} files, or folders without end",
                 folder.display()
             );
-            return Err(Problem::new("kiln::input::too_many", message)
+            return Err(Problem::new(Code::InputTooMany, message)
                 .help("name the files and folders that matter"));
         }
     }

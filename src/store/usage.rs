@@ -4,7 +4,7 @@
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use crate::base::{Context, Result};
+use crate::base::{Code, Context, Result};
 
 /// A lock on the cache: an `flock` that ends with its process.
 pub(super) struct UsageLock {
@@ -15,8 +15,8 @@ impl UsageLock {
     /// Takes a shared lock. Waits while another process has an exclusive one.
     pub(super) fn share(folder: &Path) -> Result<UsageLock> {
         let failed = || format!("lock the folder {}", folder.display());
-        let file = File::open(folder).context("kiln::store::io", failed)?;
-        file.lock_shared().context("kiln::store::io", failed)?;
+        let file = File::open(folder).context(Code::StoreIo, failed)?;
+        file.lock_shared().context(Code::StoreIo, failed)?;
         Ok(UsageLock { folder: file })
     }
 
@@ -26,7 +26,7 @@ impl UsageLock {
         match self.folder.try_lock() {
             Ok(()) => Ok(true),
             Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => Err(error).context("kiln::store::io", || {
+            Err(TryLockError::Error(error)) => Err(error).context(Code::StoreIo, || {
                 "lock the cache for this process alone".into()
             }),
         }

@@ -4,7 +4,7 @@
 //! other bytes under a valid digest. So a window is hashed before its bytes are returned.
 
 use crate::action::{Blob, Content, Window};
-use crate::base::{Hasher, Problem, Result};
+use crate::base::{Code, Hasher, Problem, Result};
 
 /// Bytes that are hashed at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -45,7 +45,7 @@ fn wrong(content: &Content, window: &Window, what: &str) -> Problem {
         "a result in the cache says that {} lies at byte {offset} of {blob}, {what}",
         content.digest
     );
-    Problem::new("kiln::store::window", message).help(
+    Problem::new(Code::StoreWindow, message).help(
         "the result is damaged or forged: `kiln cache verify --repair` removes it, and what made \
          it runs again; import only from where you would take artifacts from",
     )

@@ -9,7 +9,7 @@ use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::{Manifest, ParamProblem, PartName};
-use kiln::base::{Problem, Result};
+use kiln::base::{Code, Problem, Result};
 use serde_json::{Value, json};
 
 /// A fake context binary: bytes that are never run, and their description.
@@ -197,7 +197,7 @@ fn shards_are_listed_in_order() {
         package(&runner, &model, &lacking, json!({}))
             .unwrap_err()
             .code,
-        "kiln::part_missing"
+        Code::PartMissing
     );
 }
 
@@ -268,7 +268,7 @@ fn a_binary_of_another_model_is_rejected() {
     let model = runner.inspect(&TinyGguf::llama().write());
     let other = runner.inspect(&TinyGguf::llama().widths(32, 64).write());
     let problem = package(&runner, &other, &unsharded(&runner, &model), json!({})).unwrap_err();
-    assert_eq!(problem.code, "kiln::package::model");
+    assert_eq!(problem.code, Code::PackageModel);
 
     let mut file = TinyGguf::llama().file();
     file.keys.retain(|(key, _)| {
@@ -276,7 +276,7 @@ fn a_binary_of_another_model_is_rejected() {
     });
     let endless = runner.inspect(&file.write());
     let problem = package(&runner, &endless, &unsharded(&runner, &endless), json!({})).unwrap_err();
-    assert_eq!(problem.code, "kiln::package::eos");
+    assert_eq!(problem.code, Code::PackageEos);
 }
 
 #[test]
@@ -290,10 +290,10 @@ fn invalid_parameters_are_reported() {
     };
     let params = json!({"name": "a b", "temp": 0.0, "top_k": 0, "top_p": 1.5});
     let expected = [
+        "temp: expected a number above 0 and at most 100, found 0.0",
+        "top_k: expected an integer from 1 to 1048576, found 0",
+        "top_p: expected a number above 0 and at most 1, found 1.5",
         "name: `name` is \"a b\"",
-        "temp: `temp` is 0",
-        "top_k: `top_k` is 0",
-        "top_p: `top_p` is 1.5",
     ];
     assert_eq!(problems("package", params), expected);
     assert_eq!(
@@ -350,7 +350,7 @@ fn genie_generates_the_reference_tokens() {
     );
     assert_eq!(
         generate(json!({"tokens": 7})).unwrap_err().code,
-        "kiln::generate::tokens"
+        Code::GenerateTokens
     );
 }
 
@@ -419,12 +419,12 @@ fn generate_rejects_unsuitable_inputs() {
     without_prompt.parts.remove("greedy.json");
     assert_eq!(
         generate(&bundle, &without_prompt).code,
-        "kiln::generate::no_prompt"
+        Code::GenerateNoPrompt
     );
     let shared = package(&runner, &model, &unsharded(&runner, &model), json!({})).unwrap();
     assert_eq!(
         generate(&shared, &reference).code,
-        "kiln::generate::shared_weights"
+        Code::GenerateSharedWeights
     );
 }
 

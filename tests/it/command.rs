@@ -227,7 +227,7 @@ fn invalid_parameters_are_reported() {
             "program = 'inputs/../a'\ninputs = ['clay']\noutputs = ['a']",
             "names no input",
         ),
-        ("program = '/a'\noutputs = []", "gives nothing"),
+        ("program = '/a'\noutputs = []", "needs at least one output"),
         (
             "program = '/a'\noutputs = ['../a']",
             "`../a` cannot name a part",
@@ -244,7 +244,10 @@ fn invalid_parameters_are_reported() {
             "program = '/a'\noutputs = ['a']\nmemory = '8 Gb'",
             "expected a number of bytes",
         ),
-        ("program = '/a'\noutputs = ['a']\nthreads = 0", "nonzero"),
+        (
+            "program = '/a'\noutputs = ['a']\nthreads = 0",
+            "expected an integer of at least 1",
+        ),
         (
             "program = '/a'\noutputs = ['a']\ninputs = ['caly']",
             "did you mean `clay`?",

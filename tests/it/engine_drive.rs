@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support::fake;
 use crate::support::simulation::{event_lines, expected};
 use kiln::action::{Action, Demand, Registry};
-use kiln::base::{Problem, Result, hash_bytes};
+use kiln::base::{Code, Problem, Result, hash_bytes};
 use kiln::engine::{Build, Built, Limits, Record, select};
 use kiln::events::{Event, Listener, PartId, Why};
 use kiln::execute::{Executor, RunOutput, Watch};
@@ -36,7 +36,7 @@ impl Executor for FakeExecutor<'_> {
             std::thread::sleep(Duration::from_millis(1));
         }
         if watch.cancelled() {
-            return Err(Problem::new("kiln::cancelled", "interrupted"));
+            return Err(Problem::new(Code::Cancelled, "interrupted"));
         }
         let outputs = fake::outputs(action)?;
         let mut sink = self.0.create()?;
@@ -318,7 +318,7 @@ fn a_part_fails_after_its_timeout() {
         Event::Failed { problem, .. } => Some(problem),
         _ => None,
     });
-    assert_eq!(problem.unwrap().code, "kiln::engine::timeout");
+    assert_eq!(problem.unwrap().code, Code::EngineTimeout);
 }
 
 #[test]
@@ -350,9 +350,11 @@ fn a_file_that_changes_during_the_build_fails_its_reader() {
     std::fs::write(&path, "grey").unwrap();
     let (built, events) = test_build.build(&plan);
     assert_eq!(last_line(&events), "0 hits, 0 ran, 1 failed\n");
-    assert!(events.iter().any(
-        |e| matches!(e, Event::Failed { problem, .. } if problem.code == "kiln::input::changed")
-    ));
+    assert!(
+        events.iter().any(
+            |e| matches!(e, Event::Failed { problem, .. } if problem.code == Code::InputChanged)
+        )
+    );
     assert!(
         test_build
             .store
@@ -388,8 +390,5 @@ fn select_keeps_the_targets_and_their_dependencies() {
     );
     assert_eq!(names(&["pot", "clay"]).unwrap().len(), 3);
     assert_eq!(names(&[]).unwrap().len(), 4);
-    assert_eq!(
-        names(&["bowl"]).unwrap_err().code,
-        "kiln::call::unknown_stage"
-    );
+    assert_eq!(names(&["bowl"]).unwrap_err().code, Code::CallUnknownStage);
 }

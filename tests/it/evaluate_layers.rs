@@ -4,6 +4,7 @@ use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::Manifest;
+use kiln::base::Code;
 use serde_json::{Value, json};
 
 fn by_layer() -> Value {
@@ -88,7 +89,7 @@ fn a_wrong_layer_fails_validation() {
 
     let problem =
         validated(&context(&runner.graph(&model, "int4-channel", by_layer()))).unwrap_err();
-    assert_eq!(problem.code, "kiln::validate::missed");
+    assert_eq!(problem.code, Code::ValidateMissed);
     assert!(
         problem
             .message
@@ -120,6 +121,6 @@ fn a_wrong_layer_fails_validation() {
             .run("evaluate-layers", json!({}), &slots)
             .unwrap_err()
             .code,
-        "kiln::evaluate_layers::other"
+        Code::EvaluateLayersOther
     );
 }

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln::action::{Action, ActionInput, Demand, Isolation, Registry, Window};
-use kiln::base::{CanonJson, Problem, Result, hash_bytes};
+use kiln::base::{CanonJson, Code, Problem, Result, hash_bytes};
 use kiln::execute::{Executor, Local, RunOutput, Watch};
 use kiln::store::{BlobStore, Disk, LocalStore};
 use serde_json::json;
@@ -137,7 +137,7 @@ fn a_problem_is_returned_unchanged() {
         let problem = TestCache::new().problem(isolation, "fail");
         assert_eq!(
             problem,
-            Problem::new("kiln::scripted", "refused").help("ask nicely")
+            Problem::new(Code::of("kiln::scripted"), "refused").help("ask nicely")
         );
     }
 }
@@ -164,7 +164,8 @@ fn a_window_can_be_read_by_path() {
             .err()
             .unwrap();
         assert_eq!(
-            problem.code, "kiln::store::window",
+            problem.code,
+            Code::StoreWindow,
             "the window has other bytes"
         );
 
@@ -177,7 +178,7 @@ fn a_window_can_be_read_by_path() {
             .run(isolation, &action, &JobMonitor::default())
             .err()
             .unwrap();
-        assert_eq!(problem.code, "kiln::store::window");
+        assert_eq!(problem.code, Code::StoreWindow);
     }
 }
 
@@ -191,6 +192,7 @@ fn invalid_actions_are_rejected() {
                 .err()
                 .unwrap()
                 .code
+                .to_string()
         };
         assert_eq!(
             code(&Action {
@@ -257,7 +259,7 @@ fn scratch_files_are_removed_after_each_attempt() {
 #[test]
 fn a_crash_reports_the_signal_and_the_stderr_tail() {
     let problem = TestCache::new().problem(Isolation::Process, "abort");
-    assert_eq!(problem.code, "kiln::execute::crashed");
+    assert_eq!(problem.code, Code::ExecuteCrashed);
     assert!(
         problem
             .message
@@ -293,7 +295,7 @@ fn a_missing_program_is_reported() {
         .run(&action("reverse", ""), &demand, &JobMonitor::default())
         .err()
         .unwrap();
-    assert_eq!(problem.code, "kiln::execute::spawn");
+    assert_eq!(problem.code, Code::ExecuteSpawn);
 }
 
 #[test]
@@ -312,7 +314,7 @@ fn cancelling_kills_the_child_and_its_descendants() {
         )
         .err()
         .unwrap();
-    assert_eq!(problem.code, "kiln::cancelled");
+    assert_eq!(problem.code, Code::Cancelled);
     for pid in fs::read_to_string(&pids).unwrap().split(' ') {
         wait_until("the process should end", || !is_alive(pid));
     }

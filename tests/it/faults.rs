@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use crate::support::fake;
 use crate::support::faulty::{FAULTS, FULL, Fault, Faulty, IO_ERROR, Store};
 use kiln::action::{Action, Demand};
-use kiln::base::{Context, Problem, Result, hash_bytes};
+use kiln::base::{Code, Context, Problem, Result, hash_bytes};
 use kiln::engine::{Build, Built, Limits, Record};
 use kiln::events::{Event, Listener};
 use kiln::execute::{Executor, RunOutput, Watch};
@@ -30,7 +30,7 @@ impl Executor for FakeExecutor<'_> {
         for input in action.inputs.values() {
             let gone = || {
                 Problem::new(
-                    "kiln::store::gone",
+                    Code::StoreGone,
                     format!("the blob {} is gone", input.digest),
                 )
             };
@@ -43,7 +43,7 @@ impl Executor for FakeExecutor<'_> {
         }
         let mut sink = self.0.create()?;
         sink.write_all(action.canonical_text().as_bytes())
-            .context("kiln::io", || "write a blob".into())?;
+            .context(Code::Io, || "write a blob".into())?;
         sink.finish()?;
         Ok(RunOutput {
             outputs: fake::outputs(action)?,
@@ -117,7 +117,7 @@ fn assert_described(problems: &[Problem], fault: Fault) {
                 has(FULL) && problem.help.as_ref().unwrap().contains("cache gc"),
                 "{problem}"
             ),
-            Fault::Vanish => assert_eq!(problem.code, "kiln::store::gone", "{problem}"),
+            Fault::Vanish => assert_eq!(problem.code, Code::StoreGone, "{problem}"),
         }
     }
 }

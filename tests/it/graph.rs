@@ -238,7 +238,7 @@ fn all_parameter_problems_are_reported_at_once() {
         .iter()
         .map(|problem| problem.path.as_str())
         .collect();
-    assert_eq!(paths, ["prefill", "context", "residual_exponent"]);
+    assert_eq!(paths, ["context", "prefill", "residual_exponent"]);
     assert!(
         stage(&registry)
             .check(&json!({"prefill": 128, "context": 128}), &[])

@@ -212,3 +212,23 @@ fn files_are_short_and_complete() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// A code that nothing uses is removed from the table.
+#[test]
+fn every_code_is_used() {
+    let mut used = String::new();
+    for (path, text) in rust_files(&root().join("src")) {
+        if !path.ends_with("base/code.rs") {
+            used += &text;
+        }
+    }
+    let mut unused = vec![];
+    for code in kiln::base::Code::ALL {
+        let name = format!("Code::{code:?}");
+        let is_whole = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+        if !used.split(&name).skip(1).any(is_whole) {
+            unused.push(name);
+        }
+    }
+    assert!(unused.is_empty(), "in src/base/code.rs: {unused:?}");
+}

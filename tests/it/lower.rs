@@ -6,7 +6,7 @@ use crate::support::quantize::{Quant, encode};
 use crate::support::tiny_weights::TinyWeights;
 use crate::support::workspace::Folder;
 use kiln::action::Blob;
-use kiln::base::{Problem, Result};
+use kiln::base::{Code, Problem, Result};
 use kiln::lower::{device_use, lower};
 use kiln::model::onnx::proto::{ModelProto, element};
 use kiln::model::onnx::{
@@ -23,7 +23,7 @@ type Files = BTreeMap<String, Vec<u8>>;
 fn lower_with(model: &ModelProto, files: &Files) -> Result<DeviceGraph> {
     lower(model, &|location| match files.get(location) {
         Some(bytes) => Ok(Blob::new(bytes.clone())),
-        None => Err(Problem::new("test", "no such file")),
+        None => Err(Problem::new(Code::of("test"), "no such file")),
     })
 }
 

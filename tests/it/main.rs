@@ -56,6 +56,7 @@ mod place_simulated;
 mod plan_format_doc;
 mod plan_matrix;
 mod plans;
+mod problems;
 mod qnn_stages;
 mod quant;
 mod records;

@@ -8,6 +8,7 @@ use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::Manifest;
+use kiln::base::Code;
 use serde_json::{Value, json};
 
 #[test]
@@ -119,13 +120,13 @@ fn npu_and_cpu_together_match_the_reference() {
         let slots = [("bundle", &bundle), ("reference", &reference)];
         assert_eq!(
             runner.run("generate", json!({}), &slots).unwrap_err().code,
-            "kiln::package::place"
+            Code::PackagePlace
         );
         // A bundle that the device cannot run is not sent.
         let measure = |device: Value| runner.run("measure", device, &[("bundle", &bundle)]);
         assert_eq!(
             measure(json!({"device": "adb:R5CT1"})).unwrap_err().code,
-            "kiln::package::place"
+            Code::PackagePlace
         );
         assert!(measure(json!({})).is_ok());
     }

@@ -107,8 +107,8 @@ fn an_axis_can_be_set_to_any_value() {
     let told = |sets| plan_text::problems(&[("test.toml", &format!("{BEGIN}{MATRIX}"))], sets);
     assert_eq!(
         told(&[("cone", "hot")]),
-        "wrong_type: --set cone=hot: expected an integer\n  \"cone\" an integer here\n  help: it \
-         keeps the type that the plan gave it\n"
+        "wrong_type: --set cone=hot: expected an integer\n  \"cone\" an integer here\n  help: \
+         the value must have the type that it has in the plan\n"
     );
     assert!(
         told(&[("shape", "a/b")])
@@ -181,7 +181,7 @@ across = ["odd"]
         r#"defined_twice: `shop` is both a variable and an axis
   "shop" here
   "shop" and here
-  help: keep one of them, or give it in the file that includes both
+  help: remove one of them, or define it in the file that includes both
 unused_variable: nothing uses the axis `idle`
   "idle" set here
   help: write `${idle}` where it belongs, or remove it
@@ -193,8 +193,8 @@ bad_name: `A b` cannot be a value of an axis: it becomes a part of names
   "\"A b\"" here
   help: a name is lower-case letters, digits, `.`, `_` and `-`, and begins with a letter or digit
 matrix: the axis `odd` has `1` twice
-  "\"1\"" here
-  "1" and here
+  "1" here
+  "\"1\"" and here
   help: remove one of them
 wrong_type: the axis `odd` has a list
   "[2]" expected a string, number or boolean
@@ -203,6 +203,7 @@ axis: the axis `odd` has no single value here
   help: only a stage that is not `across` the axis can use it: all else exists once
 matrix: `clay` cannot be `across` an axis: `fetch` takes one stage in each input
   "across" here
+  help: remove `across`
 "#
     );
 }
@@ -267,13 +268,13 @@ unknown_stage: `c.marks` has `plain`, which is not in `wares`
   help: stages of `wares`: `ware`
 missing_input: `plain` needs the input `pot`
   "plain" this stage
-  help: write `pot = "..."`; `pot` or `ware` is given by `plain`, `ware`
-wrong_artifact: `ware.pot` takes `pot` or `ware`, `clay` gives `clay`
-  "\"clay\"" gives `clay`
-  help: `pot` or `ware` is given by `plain`, `ware`
+  help: write `pot = "..."`; `pot` or `ware` is the output of `plain`, `ware`
+wrong_artifact: `ware.pot` takes `pot` or `ware`, but `clay` outputs `clay`
+  "\"clay\"" outputs `clay`
+  help: `pot` or `ware` is the output of `plain`, `ware`
 matrix: two stages would be called `ware.6`
-  "\"ware.6\"" one of these
-  "ware" and of these
+  "\"ware.6\"" this stage
+  "ware" and this stage
   help: give one of them, or a value of the matrix, another name
 "#
     );
@@ -290,9 +291,9 @@ fn invalid_values_are_reported_with_plan_names() {
         r#"unknown_parameter: a stage of kind `throw` has no `hight`
   "hight" here
   help: did you mean `height`?
-parameter: `pot.override.0.glaze`: unknown variant `blue`, expected `celadon` or `ox-blood`
+parameter: `pot.override.0.glaze`: expected `celadon` or `ox-blood`, found `blue`
   "'${glaze}'" here
-parameter: `pot.override.0.glaze`: unknown variant `green`, expected `celadon` or `ox-blood`
+parameter: `pot.override.0.glaze`: expected `celadon` or `ox-blood`, found `green`
   "'${glaze}'" here
 "#
     );
@@ -303,7 +304,7 @@ fn rows_for_stages_and_instances_are_distinguished() {
     let told = |marks: &str| problems(&MATRIX.replace("ware = 3, \"ware.cup.9\" = 5", marks));
     assert_eq!(
         told("ware = -3, \"ware.cup.9\" = 5, \"ware.jar.9\" = 1"),
-        r#"parameter: `verdict.marks.ware`: invalid value: integer `-3`, expected u32
+        r#"parameter: `verdict.marks.ware`: expected an integer of at least 0, found -3
   "-3" here
 unknown_stage: `verdict.marks` has `ware.jar.9`, which is not in `wares`
   "\"ware.jar.9\"" here
@@ -312,7 +313,7 @@ unknown_stage: `verdict.marks` has `ware.jar.9`, which is not in `wares`
     );
     assert_eq!(
         told("ware = 3, \"ware.cup.9\" = -5"),
-        "parameter: `verdict.marks.ware.cup.9`: invalid value: integer `-5`, expected u32\n  \
+        "parameter: `verdict.marks.ware.cup.9`: expected an integer of at least 0, found -5\n  \
          \"-5\" here\n"
     );
 }
@@ -435,7 +436,7 @@ unused_variable: nothing uses the variable `x`
 defined_twice: `x` is given two values
   b.toml: "x" here
   a.toml: "x" and here
-  help: keep one of them, or give it in the file that includes both
+  help: remove one of them, or define it in the file that includes both
 unknown_stage: there is no stage `caly`
   b.toml: "'caly'" here
   help: did you mean `clay`?
@@ -449,7 +450,7 @@ fn invalid_toml_is_reported_alone() {
         "include = ['a.toml']\n[plan]\nname = 'vase'\n[stage.pot]\nkind = 'throw'\nclay = 'clay'\n";
     assert_eq!(
         plan_text::problems(&[("plan.toml", plan), ("a.toml", "[stage.clay")], &[]),
-        r#"syntax: not TOML: unclosed table, expected `]`
+        r#"syntax: not valid TOML: unclosed table, expected `]`
   a.toml: "" here
 "#
     );
@@ -494,7 +495,7 @@ fn every_stage_accepts_a_timeout_and_external_stages_accept_retries() {
   "101" expected a number from 0 to 100
 unknown_parameter: a stage of kind `throw` has no `retries`
   "retries" here
-  help: what does not reach outside fails the same way again; remove it
+  help: only kinds that use the network or a device are retried; remove it
 "#
     );
 }

@@ -9,6 +9,7 @@ use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::{InputStage, Manifest, ParamProblem};
+use kiln::base::Code;
 use kiln::{base, stages};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -109,9 +110,9 @@ fn invalid_parameters_are_reported() {
         "context-bin",
         json!({"soc": "sm8560", "graphs": ["prefill", "prefill"], "optimization": 4}),
         &["graph"],
-        "soc: unknown SoC `sm8560` (did you mean `sm8550`? known are sm8450, sm8550, sm8650, \
-         sm8750, sm8850)\ngraphs: `graphs` is [\"prefill\", \"prefill\"] (name `prefill`, \
-         `decode`, or both)\noptimization: `optimization` is 4 (1, 2 or 3)",
+        "graphs/1: \"prefill\" is in the list twice ()\noptimization: expected an integer from 1 to \
+         3, found 4 (Optimization level of the compiler.)\nsoc: expected `sm8450`, `sm8550`, `sm8650`, \
+         `sm8750` or `sm8850`, found `sm8560` (did you mean `sm8650`?)",
     );
     check_problems(
         "dlc",
@@ -129,7 +130,7 @@ fn dlc_rejects_encodings_it_cannot_store() {
     let problem = runner
         .run("dlc", json!({}), &[("graph", &graph)])
         .unwrap_err();
-    assert_eq!(problem.code, "kiln::dlc::encoding");
+    assert_eq!(problem.code, Code::DlcEncoding);
     assert!(
         problem
             .message
@@ -145,7 +146,7 @@ fn dlc_rejects_encodings_it_cannot_store() {
             .run("dlc", json!({}), &[("context", &binary)])
             .unwrap_err()
             .code,
-        "kiln::dlc::no_container"
+        Code::DlcNoContainer
     );
 }
 
@@ -165,7 +166,7 @@ fn a_missing_library_is_reported() {
                 .run(kind, params, &[("graph", &graph)])
                 .unwrap_err()
                 .code,
-            "kiln::tool_file_missing"
+            Code::ToolFileMissing
         );
     }
 }

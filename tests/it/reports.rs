@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::support::event_fixtures::{
     begun, build_events, emit, interrupted_build_events, part, started,
 };
+use kiln::base::Code;
 use kiln::events::{Event, Junit, Report, Trace};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -155,7 +156,7 @@ proptest! {
             let event = match running.iter().position(|(known, _)| *known == name) {
                 Some(at) => {
                     let part = running.remove(at).1;
-                    let problem = kiln::base::Problem::new("x", "x");
+                    let problem = kiln::base::Problem::new(Code::of("x"), "x");
                     if fails {
                         Event::Failed { part, problem }
                     } else {

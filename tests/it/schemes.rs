@@ -9,6 +9,7 @@ use crate::support::restore;
 use crate::support::tiny_gguf::{Random, TinyGguf};
 use crate::support::workspace::{Folder, inputs};
 use kiln::action::Manifest;
+use kiln::base::Code;
 use kiln::model::quant::*;
 use kiln::model::weight::{Element, WeightFacts};
 use proptest::prelude::*;
@@ -548,7 +549,7 @@ fn indivisible_columns_are_rejected() {
             &[("tensors", &test.model)],
         )
         .unwrap_err();
-    assert_eq!(problem.code, "kiln::weights::columns");
+    assert_eq!(problem.code, Code::WeightsColumns);
     assert!(
         problem
             .message

@@ -7,6 +7,7 @@ use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::Manifest;
+use kiln::base::Code;
 use kiln::model::onnx::proto::ValueInfoProto;
 use kiln::model::onnx::{Checked, decode};
 use kiln::stages;
@@ -117,7 +118,7 @@ fn invalid_shard_parameters_are_rejected() {
     );
     let mut params = sharded(json!("auto"));
     params["shard_memory"] = json!("1MB");
-    assert_eq!(problem(params).code, "kiln::graph::shards");
+    assert_eq!(problem(params).code, Code::GraphShards);
     let checked = stages::all()
         .get("graph")
         .unwrap()
@@ -208,7 +209,7 @@ fn a_missing_binary_is_reported() {
     ] {
         let slots = [("reference", &Manifest::default()), ("context", &context)];
         let problem = runner.run("evaluate", json!({}), &slots).unwrap_err();
-        assert_eq!(problem.code, "kiln::part_missing", "{problem}");
+        assert_eq!(problem.code, Code::PartMissing, "{problem}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::support::results::put;
 use crate::support::tree::files;
 use kiln::action::{Content, Manifest, Part, PartName, Window};
-use kiln::base::{CanonJson, hash_bytes};
+use kiln::base::{CanonJson, Code, hash_bytes};
 use kiln::store::{BlobStore, Disk, Links, Space, publish};
 
 struct Output {
@@ -158,7 +158,7 @@ fn a_failure_keeps_the_old_folder() {
     };
     next.parts.insert(PartName::new("c").unwrap(), gone);
     let problem = publish(&output.store, &next, &output.folder, Links::Reflink).unwrap_err();
-    assert_eq!(problem.code, "kiln::store::gone");
+    assert_eq!(problem.code, Code::StoreGone);
     assert_eq!(output.found(), "a=1");
     assert_eq!(output.siblings(), ["stage"]);
 }
@@ -176,7 +176,7 @@ fn a_foreign_folder_is_not_touched() {
         Links::Reflink,
     )
     .unwrap_err();
-    assert_eq!(problem.code, "kiln::publish::foreign");
+    assert_eq!(problem.code, Code::PublishForeign);
     assert_eq!(fs::read_to_string(output.folder.join("a")).unwrap(), "1");
 }
 
@@ -231,7 +231,7 @@ fn a_symlink_in_place_of_the_folder_is_not_followed() {
         Links::Reflink,
     )
     .unwrap_err();
-    assert_eq!(problem.code, "kiln::publish::foreign");
+    assert_eq!(problem.code, Code::PublishForeign);
     assert_eq!(std::fs::read(other.join("a")).unwrap(), b"1");
     // A parent folder may be a link.
     let above = output.root.path().join("link");

@@ -11,7 +11,7 @@ use crate::support::alive::wait_for;
 use crate::support::faulty::{Faulty, Store};
 use crate::support::results;
 use kiln::action::{ActionKey, Content, Outputs, Part, PartName, Window};
-use kiln::base::{CanonJson, Digest, hash_bytes};
+use kiln::base::{CanonJson, Code, Digest, hash_bytes};
 use kiln::store::{
     ActionCache, ActionResult, BlobStore, CompleteCache, Disk, LocalStore, LockedFolder, Lookup,
     Memory, Note, Notes,
@@ -231,7 +231,7 @@ fn a_corrupt_blob_is_never_returned() {
                 true => store.path(&digest).err().unwrap(),
                 false => store.open(&digest).err().unwrap(),
             };
-            assert_eq!(problem.code, "kiln::store::corrupt");
+            assert_eq!(problem.code, Code::StoreCorrupt);
             assert!(problem.message.contains(&digest.to_string()), "{problem}");
             assert_eq!(
                 store.missing(&[digest]).unwrap(),
@@ -265,7 +265,7 @@ fn a_truncated_blob_counts_as_missing() {
     assert_eq!(store.missing(&[digest]).unwrap(), [digest]);
     assert_eq!(
         store.open(&digest).map(|_| ()).unwrap_err().code,
-        "kiln::store::corrupt"
+        Code::StoreCorrupt
     );
 }
 
@@ -359,7 +359,7 @@ fn an_unsupported_layout_version_is_rejected() {
     drop(Disk::open(folder.path()).unwrap());
     fs::write(folder.path().join("layout"), "kiln cache 99\n").unwrap();
     let problem = Disk::open(folder.path()).err().unwrap();
-    assert_eq!(problem.code, "kiln::store::layout");
+    assert_eq!(problem.code, Code::StoreLayout);
     assert!(problem.message.contains("99"), "{problem}");
 }
 
@@ -376,7 +376,7 @@ fn an_invalid_layout_file_is_rejected_and_kept() {
     ] {
         fs::write(folder.path().join("layout"), damaged).unwrap();
         let problem = Disk::open(folder.path()).err().unwrap();
-        assert_eq!(problem.code, "kiln::store::layout");
+        assert_eq!(problem.code, Code::StoreLayout);
         assert_eq!(
             fs::read_to_string(folder.path().join("layout")).unwrap(),
             damaged
@@ -400,7 +400,7 @@ fn only_an_empty_folder_becomes_a_cache() {
         let opened = Disk::open(&folder);
         assert_eq!(opened.is_ok(), is_accepted, "{name}");
         if let Err(problem) = opened {
-            assert_eq!(problem.code, "kiln::store::foreign");
+            assert_eq!(problem.code, Code::StoreForeign);
             assert!(problem.message.contains(name), "{problem}");
             assert_eq!(names(&folder), [name]);
         }
@@ -433,7 +433,7 @@ fn symlinks_inside_a_cache_are_rejected() {
         let _ = fs::remove_dir(folder.join(part));
         std::os::unix::fs::symlink("../victim", folder.join(part)).unwrap();
         let problem = Disk::open(&folder).err().unwrap();
-        assert_eq!(problem.code, "kiln::store::foreign", "{part}");
+        assert_eq!(problem.code, Code::StoreForeign, "{part}");
     }
     // Links inside these folders are rejected too.
     for inside in [
@@ -449,7 +449,7 @@ fn symlinks_inside_a_cache_are_rejected() {
         std::os::unix::fs::symlink(format!("../../victim/{prefix}"), folder.join(&inside)).unwrap();
         assert_eq!(
             Disk::open(&folder).err().unwrap().code,
-            "kiln::store::foreign",
+            Code::StoreForeign,
             "{inside}"
         );
     }

@@ -2,7 +2,7 @@
 
 use crate::support::workspace::Folder;
 use kiln::action::{Content, InputStage, Inputs, Manifest, ParamProblem, Part, PartName, Registry};
-use kiln::base::{CanonJson, Problem, Result};
+use kiln::base::{CanonJson, Code, Problem, Result};
 use serde_json::{Value, json};
 
 /// An evaluation of `tokens` tokens: for every second token the candidate's log-likelihood is
@@ -183,7 +183,7 @@ fn each_limit_can_be_missed() {
         ),
     ] {
         let problem = check(limit).unwrap_err();
-        assert_eq!(problem.code, "kiln::validate::missed");
+        assert_eq!(problem.code, Code::ValidateMissed);
         let missed_lines: Vec<&str> = problem
             .message
             .lines()
@@ -257,14 +257,14 @@ fn an_inapplicable_limit_is_rejected() {
         problems,
         [
             (
+                "limits/onnx/kld".into(),
+                "expected a number of at least 0, found -1.0".into(),
+                Some("Of an evaluation: mean KL divergence in nats, at most.".into())
+            ),
+            (
                 "limits/npu/kld".into(),
                 "`context-bin` has no limit `kld`".into(),
                 help
-            ),
-            (
-                "limits/onnx/kld".into(),
-                "-1 is no limit: it is not zero or above".into(),
-                None
             ),
         ]
     );

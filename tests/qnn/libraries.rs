@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::support::quantize::{Quant, encode};
+use kiln::base::Code;
 use kiln::qnn::{
     Backend, Context, DataType, DeviceEncoding, DeviceGraph, DeviceUse, Encoding, GraphOptions,
     HtpGraph, LinearIo, Node, Param, Simulator, Soc, StaticData, System, Tensor, TensorId,
@@ -19,7 +20,7 @@ fn libraries() -> PathBuf {
 fn code<T>(result: kiln::base::Result<T>) -> String {
     result
         .err()
-        .map_or("no problem".into(), |problem| problem.code)
+        .map_or("no problem".into(), |problem| problem.code.to_string())
 }
 
 #[test]
@@ -46,7 +47,7 @@ fn a_file_that_is_not_a_library_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("libQnnSystem.so"), b"clay, not code").unwrap();
     let problem = System::open(folder.path()).err().unwrap();
-    assert_eq!(problem.code, "kiln::tool_missing");
+    assert_eq!(problem.code, Code::ToolMissing);
     assert!(
         problem.to_string().contains("invalid ELF header")
             || problem.to_string().contains("too short"),
@@ -67,7 +68,7 @@ fn a_library_without_qnn_symbols_is_rejected() {
     };
     std::os::unix::fs::symlink(libm, folder.path().join("libQnnSystem.so")).unwrap();
     let problem = System::open(folder.path()).err().unwrap();
-    assert_eq!(problem.code, "kiln::tool_missing");
+    assert_eq!(problem.code, Code::ToolMissing);
     assert!(
         problem
             .message
@@ -283,7 +284,7 @@ fn a_rejected_operation_is_described() {
     graph.tensors[2].dims = vec![1, 1, 2, 9];
     let problem = context.build(&graph, &OPTIONS).unwrap_err();
     println!("{problem:#?}");
-    assert_eq!(problem.code, "kiln::qnn::op_refused");
+    assert_eq!(problem.code, Code::QnnOpRefused);
     assert!(
         problem.message.contains("out `y` f16 [1, 1, 2, 9]"),
         "{problem}"
@@ -328,7 +329,7 @@ fn an_invalid_binary_is_rejected() {
             .binary_info(binary)
             .unwrap_err();
         println!("{problem:#?}");
-        assert_eq!(problem.code, "kiln::qnn::refused");
+        assert_eq!(problem.code, Code::QnnRefused);
     }
 }
 

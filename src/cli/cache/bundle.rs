@@ -9,7 +9,7 @@ use super::super::session::Session;
 use super::super::{Common, Exit, Failed, PlanArgs};
 use crate::action::{ActionKey, Registry};
 use crate::base::atomic::check_replaceable;
-use crate::base::{Context, Problem, Result, bytes, count};
+use crate::base::{Code, Context, Problem, Result, bytes, count};
 use crate::engine::Built;
 use crate::plan::Plan;
 use crate::store::{Disk, Exported, Imported};
@@ -48,16 +48,15 @@ pub(super) fn export(
     let missing = missing(&session.plan, &built);
     if keys.is_empty() {
         let message = format!("the cache has nothing of the plan `{}`", session.plan.name);
-        return Err(Problem::new("kiln::call::not_built", message)
+        return Err(Problem::new(Code::CallNotBuilt, message)
             .help(
                 "build it first, with the same --set and --cache; `kiln plan` says what is missing",
             )
             .into());
     }
     session.places().take_file("the bundle", &args.file)?;
-    check_replaceable(&args.file).context("kiln::bundle::io", || {
-        format!("write {}", args.file.display())
-    })?;
+    check_replaceable(&args.file)
+        .context(Code::BundleIo, || format!("write {}", args.file.display()))?;
     let exported = session.store.export(&keys, &args.file)?;
     common.print(&if common.json {
         let mut line = json!(exported);

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::super::machine::parse_bytes;
 use super::super::{Common, Exit};
 use crate::action::ActionKey;
-use crate::base::{Problem, Result, bytes, count};
+use crate::base::{Code, Problem, Result, bytes, count};
 use crate::engine::Record;
 use crate::records::BuildRecord;
 use crate::store::{Disk, Garbage, LocalStore, Rules, Totals};
@@ -122,7 +122,7 @@ fn locked(path: &Path) -> Result<Vec<ActionKey>> {
             "{} names no results, so that it would keep nothing",
             path.display()
         );
-        return Err(Problem::new("kiln::call::lock", message)
+        return Err(Problem::new(Code::CallLock, message)
             .help("a lock has a table [stage.NAME.actions] with the key of each part"));
     }
     Ok(keys)

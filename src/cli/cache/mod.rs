@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
-use crate::base::{Problem, Result, bytes};
+use crate::base::{Code, Problem, Result, bytes};
 use crate::store::{Disk, Garbage, StageStats, Stats, Verified};
 
 /// What to do with it.
@@ -41,7 +41,7 @@ enum Action {
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     if !common.cache.is_dir() && !matches!(args.action, Action::Import(_)) {
         let message = format!("there is no cache at {}", common.cache.display());
-        return Err(Problem::new("kiln::call::no_cache", message)
+        return Err(Problem::new(Code::CallNoCache, message)
             .help("name it with --cache or KILN_CACHE")
             .into());
     }

@@ -16,7 +16,7 @@ use super::places::Places;
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
 use crate::base::atomic::{folder_of, write_new};
-use crate::base::{Context, Problem, Result, has_bytes, quoted};
+use crate::base::{Code, Context, Problem, Result, has_bytes, quoted};
 use crate::plan::Source;
 use crate::qnn::Soc;
 use model::Model;
@@ -87,7 +87,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     Places::new(&common.cache, []).refuse_in_cache("the plan", &path)?;
     if path.exists() {
         let message = format!("{} is there already", path.display());
-        return Err(Problem::new("kiln::call::exists", message)
+        return Err(Problem::new(Code::CallExists, message)
             .help("name another file with --out, or remove it")
             .into());
     }
@@ -100,7 +100,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     };
     understood(source, &[], stages).map_err(|failed| of_file(failed, &file))?;
     write_text(&folder_of(&path).join(TEXT.0))?;
-    write_new(&path, text.as_bytes()).context("kiln::call::write", || {
+    write_new(&path, text.as_bytes()).context(Code::CallWrite, || {
         format!("write the plan {}", path.display())
     })?;
     let warnings = model
@@ -222,14 +222,15 @@ fn write_text(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(_) if has_bytes(path, bytes) => Ok(()),
         Ok(_) => Err(Problem::new(
-            "kiln::call::exists",
+            Code::CallExists,
             format!("{} is there already, with another text", path.display()),
         )
         .help(
             "the plan measures on kiln's own text of that name: choose another folder with --out",
         )),
-        Err(_) => write_new(path, bytes)
-            .context("kiln::call::write", || format!("write {}", path.display())),
+        Err(_) => {
+            write_new(path, bytes).context(Code::CallWrite, || format!("write {}", path.display()))
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::pieces::{Pieces, whole_name};
 use crate::action::{Inputs, Registry};
-use crate::base::{Context, Problem, Result, bytes, head, shown_line};
+use crate::base::{Code, Context, Problem, Result, bytes, head, shown_line};
 use crate::cli::inspect::{START_BYTES, open_all, unknown, with_headers};
 use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::{Gguf, MAGIC, Value};
@@ -42,7 +42,7 @@ pub struct Local {
 
 /// What the file at `url` is called. Asks the stage `fetch`, which refuses what it cannot fetch.
 pub fn file_name(url: &str, stages: &Registry) -> Result<String> {
-    let no_fetch = || Problem::new("kiln::call::url", "there is no stage kind `fetch`");
+    let no_fetch = || Problem::new(Code::CallUrl, "there is no stage kind `fetch`");
     let fetch = stages.get("fetch").ok_or_else(no_fetch)?;
     let params = json!({ "url": url });
     if let Err(problems) = fetch.check(&params, &[])
@@ -127,9 +127,8 @@ impl Model {
 /// A relative path in a plan starts from the folder of the plan.
 fn seen_from(folder: &Path, path: &str) -> Result<String> {
     let absolute = |path: &Path| -> Result<PathBuf> {
-        std::path::absolute(path).context("kiln::call::unreadable", || {
-            format!("find {}", path.display())
-        })
+        std::path::absolute(path)
+            .context(Code::CallUnreadable, || format!("find {}", path.display()))
     };
     let path = absolute(Path::new(path))?;
     let path = path.strip_prefix(absolute(folder)?).unwrap_or(&path);
@@ -138,7 +137,7 @@ fn seen_from(folder: &Path, path: &str) -> Result<String> {
 
 fn read(path: &Path) -> Result<(String, Local)> {
     let mut files = open_all(path)?;
-    let start = head(path, START_BYTES).context("kiln::call::unreadable", || "read it".into())?;
+    let start = head(path, START_BYTES).context(Code::CallUnreadable, || "read it".into())?;
     if !start.starts_with(&MAGIC) {
         return Err(unknown(path, &start));
     }
@@ -201,7 +200,7 @@ fn sha256(file: &mut File) -> Result<String> {
             }
         }
     };
-    read(file).context("kiln::call::unreadable", || "read it".into())
+    read(file).context(Code::CallUnreadable, || "read it".into())
 }
 
 #[cfg(test)]

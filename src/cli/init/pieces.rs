@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::base::{Problem, Result, without_secrets};
+use crate::base::{Code, Problem, Result, without_secrets};
 use crate::model::gguf::files_of;
 use crate::plan::MAX_STAGES;
 use crate::stages::fetch::MAX_PARTS;
@@ -116,7 +116,7 @@ fn renamed(url: &str, end: &str, new: &str) -> Result<String> {
             "`{}` names a piece of a model, but does not spell `{end}`",
             without_secrets(url)
         );
-        Problem::new("kiln::call::format", message)
+        Problem::new(Code::CallFormat, message)
             .help("write a plan by hand, with a `fetch` stage for each piece")
     })?;
     Ok(format!("{}{new}{}", &url[..at], &url[at + end.len()..]))
@@ -143,7 +143,7 @@ fn is_gguf(file: &str) -> bool {
 fn too_many(file: &str, count: usize, what: &str, most: usize) -> Problem {
     let message =
         format!("`{file}` is one of {count} {what} by its name, at most {most} are taken");
-    Problem::new("kiln::call::format", message)
+    Problem::new(Code::CallFormat, message)
         .help("if that is not what the name means, give the file another one")
 }
 
@@ -155,11 +155,7 @@ fn no_gguf(file: &str) -> Problem {
         }
         false => "name a .gguf file; on the Hugging Face Hub, look for the model's name and `GGUF`",
     };
-    Problem::new(
-        "kiln::call::format",
-        format!("`{file}` is no GGUF by its name"),
-    )
-    .help(help)
+    Problem::new(Code::CallFormat, format!("`{file}` is no GGUF by its name")).help(help)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::action::Inputs;
-use crate::base::{Context, Problem, Result, bytes};
+use crate::base::{Code, Context, Problem, Result, bytes};
 use crate::engine::is_proved;
 use crate::qnn::{BinaryInfo, GraphInfo, Soc, System};
 use crate::stages;
@@ -51,7 +51,7 @@ struct Description {
 
 pub(super) fn describe_binary(path: &Path, libraries: &Libraries, json: bool) -> Result<String> {
     let folder = libraries.open()?;
-    let binary = std::fs::read(path).context("kiln::call::unreadable", || "read it".into())?;
+    let binary = std::fs::read(path).context(Code::CallUnreadable, || "read it".into())?;
     let info = System::open(folder.path())?.binary_info(&binary)?;
     let size_bytes = binary.len() as u64;
     spell(
@@ -74,7 +74,7 @@ pub(super) fn describe_dlc(
     let folder = libraries.open()?;
     let size_bytes = file
         .metadata()
-        .context("kiln::call::unreadable", || "measure it".into())?
+        .context(Code::CallUnreadable, || "measure it".into())?
         .len();
     let system = System::open(folder.path())?;
     let dlc = system.open_dlc(path)?;
@@ -92,7 +92,7 @@ pub(super) fn describe_dlc(
 fn spell(description: &Description, json: bool) -> Result<String> {
     if json {
         let line = serde_json::to_string(description)
-            .context("kiln::inspect::json", || "write it as JSON".into())?;
+            .context(Code::InspectJson, || "write it as JSON".into())?;
         return Ok(line + "\n");
     }
     let mut text = match description.format {
@@ -164,12 +164,12 @@ impl Libraries<'_> {
     fn open(&self) -> Result<Folder> {
         if let Some(folder) = self.folder {
             let path = std::path::absolute(folder)
-                .context("kiln::io", || format!("find {}", folder.display()))?;
+                .context(Code::Io, || format!("find {}", folder.display()))?;
             return Ok(Folder::Given(path));
         }
         self.cached()?.ok_or_else(|| {
             Problem::new(
-                "kiln::tool_missing",
+                Code::ToolMissing,
                 "libQnnSystem.so, which reads this format, is not in the cache",
             )
             .help(format!(
@@ -209,9 +209,9 @@ impl Libraries<'_> {
                 return Ok(None);
             };
             let path = std::path::absolute(&path)
-                .context("kiln::io", || format!("find {}", path.display()))?;
+                .context(Code::Io, || format!("find {}", path.display()))?;
             let link = folder.path().join(name.as_str());
-            std::os::unix::fs::symlink(&path, &link).context("kiln::io", || {
+            std::os::unix::fs::symlink(&path, &link).context(Code::Io, || {
                 format!("link {} to {}", link.display(), path.display())
             })?;
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::base::{self, Context, Problem, Result, open_file};
+use crate::base::{self, Code, Context, Problem, Result, open_file};
 use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::facts::ModelFacts;
 use crate::model::gguf::{ByteOrder, Gguf, Prefix, Scalars, Summary, TensorInfo, Value, files_of};
@@ -78,9 +78,7 @@ pub(in crate::cli) fn open_all(path: &Path) -> Result<Vec<File>> {
         names.iter().map(|name| path.with_file_name(name)).collect()
     });
     let open = |path: &PathBuf| {
-        open_file(path).context("kiln::call::unreadable", || {
-            format!("open {}", path.display())
-        })
+        open_file(path).context(Code::CallUnreadable, || format!("open {}", path.display()))
     };
     paths.iter().map(open).collect()
 }
@@ -127,8 +125,8 @@ pub(in crate::cli) fn with_headers<T>(
 /// Whether more of the file might make it good.
 fn is_cut(problem: &Problem) -> bool {
     matches!(
-        problem.code.as_str(),
-        "kiln::model::gguf_truncated" | "kiln::model::gguf_count"
+        problem.code,
+        Code::ModelGgufTruncated | Code::ModelGgufCount
     )
 }
 
@@ -136,14 +134,14 @@ fn is_cut(problem: &Problem) -> bool {
 fn head(file: &mut File, bytes: u64) -> Result<(Vec<u8>, u64)> {
     let file_bytes = file
         .metadata()
-        .context("kiln::call::unreadable", || "ask for its size".into())?
+        .context(Code::CallUnreadable, || "ask for its size".into())?
         .len();
     let mut prefix = vec![];
     file.rewind()
-        .context("kiln::call::unreadable", || "rewind it".into())?;
+        .context(Code::CallUnreadable, || "rewind it".into())?;
     file.take(bytes)
         .read_to_end(&mut prefix)
-        .context("kiln::call::unreadable", || "read it".into())?;
+        .context(Code::CallUnreadable, || "read it".into())?;
     Ok((prefix, file_bytes))
 }
 
@@ -180,7 +178,7 @@ fn spell(gguf: &Gguf, tensors: bool, json: bool) -> Result<String> {
             tensors,
         };
         let line = serde_json::to_string(&json)
-            .context("kiln::inspect::json", || "write it as JSON".into())?;
+            .context(Code::InspectJson, || "write it as JSON".into())?;
         return Ok(line + "\n");
     }
     let mut text = Summary {

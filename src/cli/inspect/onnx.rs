@@ -5,7 +5,7 @@ use std::io::Read;
 
 use serde::Serialize;
 
-use crate::base::{Context, Result};
+use crate::base::{Code, Context, Result};
 use crate::model::onnx::{MAX_MODEL_BYTES, Summary, decode};
 
 /// With `--json`: one line.
@@ -27,7 +27,7 @@ pub(super) fn describe(file: &File, json: bool) -> Result<String> {
     let limit = MAX_MODEL_BYTES as u64 + 1;
     file.take(limit)
         .read_to_end(&mut bytes)
-        .context("kiln::call::unreadable", || "read it".into())?;
+        .context(Code::CallUnreadable, || "read it".into())?;
     let summary = Summary::of(&decode(&bytes)?);
     if !json {
         return Ok(summary.to_string());
@@ -36,5 +36,5 @@ pub(super) fn describe(file: &File, json: bool) -> Result<String> {
         format: "onnx",
         summary,
     };
-    serde_json::to_string(&json).context("kiln::call::json", || "spell its summary".into())
+    serde_json::to_string(&json).context(Code::CallJson, || "spell its summary".into())
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use crate::base::{Context, Result, open_file};
+use crate::base::{Code, Context, Result, open_file};
 use crate::model::quant_report::QuantReport;
 
 /// The largest report that is read: ten thousand tensors have 3 MB.
@@ -39,7 +39,7 @@ fn read(file: &File) -> Result<Vec<u8>> {
     let mut text = vec![];
     file.take(MAX_BYTES)
         .read_to_end(&mut text)
-        .context("kiln::call::unreadable", || "read it".into())?;
+        .context(Code::CallUnreadable, || "read it".into())?;
     Ok(text)
 }
 

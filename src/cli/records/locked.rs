@@ -10,7 +10,7 @@ use super::super::{Common, Failed};
 use super::columns::columns;
 use super::verify;
 use crate::action::ActionKey;
-use crate::base::{Problem, Result, count};
+use crate::base::{Code, Problem, Result, count};
 use crate::engine::differences;
 use crate::events::Why;
 use crate::plan::{PlannedStage, StageId};
@@ -158,7 +158,7 @@ impl<'a> Locked<'a> {
             stages_are(differs.len()),
             self.path.display()
         );
-        Err(Problem::new("kiln::lock::differs", message)
+        Err(Problem::new(Code::LockDiffers, message)
             .help(
                 "if this is meant: kiln build PLAN.toml --lock, and review what changes in the \
                  lock",

@@ -23,13 +23,11 @@ use super::session::Session;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Manifest;
 use crate::base::atomic::write_atomic;
-use crate::base::{Context, Digest, Problem, Result, has_bytes, hash_bytes};
+use crate::base::{Code, Context, Digest, Problem, Result, has_bytes, hash_bytes};
 use crate::engine::{Built, Limits};
 use crate::records::provenance::{self, Sources, Terms};
 use crate::records::{BuildRecord, lock};
 use crate::store::{Notes, Stamp};
-
-const CODE: &str = "kiln::publish::receipt";
 
 /// The records in the folder of artifacts; the last only on request.
 pub(super) const NAMES: [&str; 3] = ["receipt.json", "SHA256SUMS", "provenance.json"];
@@ -46,13 +44,16 @@ pub(super) fn withdraw(out: &Path) -> Result<()> {
                     Err(error)
                 }
             })
-            .context(CODE, || format!("remove {}", path.display()))?;
+            .context(Code::PublishReceipt, || {
+                format!("remove {}", path.display())
+            })?;
     }
     Ok(())
 }
 
 /// Which records, and whether a build is held to them.
 #[derive(clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// Write what the build comes to beside the plan, as NAME.lock
     #[arg(long, conflicts_with = "locked")]
@@ -82,11 +83,11 @@ impl Args {
     ) -> Result<Option<Locked<'a>>, Failed> {
         if self.lock && !wanted.is_empty() {
             let message = format!(
-                "--lock with {}: a lock is of the whole plan",
+                "--lock with {}: a lock covers the whole plan",
                 wanted.join(", ")
             );
-            let help = "leave the stages out; `--locked` may be called with some";
-            return Err(Problem::new("kiln::call::lock_of_part", message)
+            let help = "remove the stages; only `--locked` takes some";
+            return Err(Problem::new(Code::CallLockOfPart, message)
                 .help(help)
                 .into());
         }
@@ -232,7 +233,8 @@ impl<'a> Records<'a> {
             .iter()
             .map(|stage| (&stage.id, format!("{:?}", stage.keep)));
         let keep: BTreeMap<_, _> = keep.map(|(id, keep)| (id.0.as_str(), keep)).collect();
-        let out = std::path::absolute(out).context(CODE, || format!("find {}", out.display()))?;
+        let out = std::path::absolute(out)
+            .context(Code::PublishReceipt, || format!("find {}", out.display()))?;
         let question = json!({
             "records": self.session.program, "plan": self.session.outline.digest, "sealed": completed, "keep": keep, "out": out,
             "statement": statement,
@@ -275,8 +277,8 @@ impl<'a> Records<'a> {
 }
 
 fn pretty(paper: &impl Serialize) -> Result<Vec<u8>> {
-    let mut text =
-        serde_json::to_vec_pretty(paper).context(CODE, || "serialize a receipt".into())?;
+    let mut text = serde_json::to_vec_pretty(paper)
+        .context(Code::PublishReceipt, || "serialize a receipt".into())?;
     text.push(b'\n');
     Ok(text)
 }
@@ -286,6 +288,7 @@ fn replace(path: &Path, text: &[u8]) -> Result<bool> {
     if has_bytes(path, text) {
         return Ok(false);
     }
-    write_atomic(path, text).context(CODE, || format!("write {}", path.display()))?;
+    write_atomic(path, text)
+        .context(Code::PublishReceipt, || format!("write {}", path.display()))?;
     Ok(true)
 }

@@ -15,14 +15,13 @@ use serde_json::json;
 
 use super::super::places::Places;
 use super::super::screen::{Screen, Views};
-use super::super::session::Problems;
 use super::super::{Common, Failed};
 use super::Records;
 use super::columns::columns;
 use crate::action::{Action, ActionKey, Demand, Manifest, Outputs, Part, PartName, Stage};
-use crate::base::{Digest, Problem, Result, count};
+use crate::base::{Code, Digest, Problem, Result, count};
 use crate::engine::Limits;
-use crate::events::{Event, Listener, PartId, Why};
+use crate::events::{Event, Failure, Failures, Listener, PartId, Why};
 use crate::execute::{Executor, RunOutput, Watch};
 use crate::plan::PlannedStage;
 use crate::store::{ActionCache, ActionResult, CompleteCache, Disk, Links, publish};
@@ -139,20 +138,17 @@ pub(super) fn check(
         inner: &session.store,
         checked: &checked,
     };
-    let problems = listened(common, |listener| {
+    let (failures, others) = listened(common, |listener| {
         session
             .prepared(&forgetful, &again, limits, cancel)
             .run(listener);
     })?;
-    if !problems.is_empty() {
-        return Err(Failed {
-            problems,
-            source: None,
-        });
+    if !failures.is_empty() || !others.is_empty() {
+        return Err(session.failed(&failures, others));
     }
     if cancel.load(Ordering::Relaxed) {
         let message = "interrupted: what was built is written out, but not checked to the end";
-        return Err(Problem::new("kiln::cancelled", message).into());
+        return Err(Problem::new(Code::Cancelled, message).into());
     }
     let ran = again.ran.into_inner();
     let others = again
@@ -199,11 +195,14 @@ fn is_to_be_repeated(kind: &dyn Stage, stage: &PlannedStage) -> bool {
 
 /// Shows the second run as the first was shown. With `--json` only what comes of it is said: a
 /// stream of events tells of one build. Yields what went wrong.
-fn listened(common: &Common, run: impl FnOnce(&mut dyn Listener)) -> Result<Vec<Problem>, Failed> {
+fn listened(
+    common: &Common,
+    run: impl FnOnce(&mut dyn Listener),
+) -> Result<(Vec<Failure>, Vec<Problem>), Failed> {
     if common.json {
-        let mut problems = Problems::default();
-        run(&mut problems);
-        return Ok(problems.0);
+        let mut failures = Failures::default();
+        run(&mut failures);
+        return Ok((failures.into_vec(), vec![]));
     }
     let mut screen = Reasoned(Screen::open(
         &Views::default(),
@@ -211,11 +210,8 @@ fn listened(common: &Common, run: impl FnOnce(&mut dyn Listener)) -> Result<Vec<
         common,
     )?);
     run(&mut screen);
-    let (_, failures) = screen.0.close();
-    Ok(failures
-        .into_iter()
-        .map(|failure| failure.problem)
-        .collect())
+    let (_, failures, others) = screen.0.close();
+    Ok((failures, others))
 }
 
 /// Says why parts really run: the engine takes what is hidden from it for lost.
@@ -301,7 +297,7 @@ fn judge(
         others.len(),
         count(ran, "part")
     );
-    Err(Problem::new("kiln::check::differs", message)
+    Err(Problem::new(Code::CheckDiffers, message)
         .help(format!(
             "compare both copies: {}/STAGE/PART/first and .../again",
             differs.display()

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::super::{Common, Exit, Failed};
 use super::columns::columns;
 use crate::action::Registry;
-use crate::base::{Problem, bytes, count, open_file};
+use crate::base::{Code, Problem, bytes, count, open_file};
 use crate::records::{Artifact, BuildRecord, lock};
 use crate::store::hash_file_parallel;
 
@@ -180,7 +180,7 @@ fn judge(faults: &[Fault], out: &Path, lock: &Path, common: &Common) -> Problem 
         out.display(),
         lock.display()
     );
-    Problem::new("kiln::verify::differs", message)
+    Problem::new(Code::VerifyDiffers, message)
 }
 
 /// What is wrong with a file, if anything is. Its size first, which costs nothing.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::super::{Effect, JobId, JobState, PastRun, StageState};
 use super::Scheduler;
 use crate::action::{Isolation, Smaller};
-use crate::base::{Problem, bytes};
+use crate::base::{Code, Problem, bytes};
 use crate::events::{Event, PartId, Why};
 
 impl Scheduler<'_> {
@@ -144,7 +144,7 @@ impl Scheduler<'_> {
             .smaller
             .iter()
             .find(|smaller| smaller.memory_bytes <= budget);
-        Problem::new("kiln::engine::memory", message).help(match smaller {
+        Problem::new(Code::EngineMemory, message).help(match smaller {
             Some(Smaller {
                 memory_bytes,
                 advice,

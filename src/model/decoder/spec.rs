@@ -19,7 +19,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::{ModelFacts, RopeRows};
 
 /// Most layers, as in llama.cpp (`LLAMA_MAX_LAYERS`).
@@ -190,7 +190,7 @@ impl DecoderSpec {
         match self.layers.get(index as usize) {
             Some(layer) => Ok(layer),
             None => Err(Problem::new(
-                "kiln::model::layer",
+                Code::ModelLayer,
                 format!("there is no layer {index} among {}", self.block_count()),
             )),
         }
@@ -224,7 +224,7 @@ impl Layer {
 /// The problem of `consumer` with a part of a decoder that it does not implement.
 pub fn not_supported(consumer: &str, part: impl fmt::Display) -> Problem {
     Problem::new(
-        "kiln::model::not_supported",
+        Code::ModelNotSupported,
         format!("{consumer} does not support {part}"),
     )
 }

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::spec::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Rotary, is_default};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::{ModelFacts, RopeRows};
 
 /// The parts of a decoder that [`ModelFacts`] has no numbers for.
@@ -173,7 +173,7 @@ impl TryFrom<ModelFacts> for DecoderSpec {
 }
 
 fn invalid(message: impl Into<String>) -> Problem {
-    Problem::new("kiln::model::facts", message)
+    Problem::new(Code::ModelFacts, message)
 }
 
 #[cfg(test)]

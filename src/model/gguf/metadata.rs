@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::reader::Reader;
 use super::value::{Array, Value};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Most keys of a file; real ones have about 30.
 const MAX_KEYS: u64 = 1 << 16;
@@ -108,7 +108,7 @@ impl<'a> Metadata<'a> {
 }
 
 fn invalid(message: String) -> Problem {
-    Problem::new("kiln::model::gguf_key", message)
+    Problem::new(Code::ModelGgufKey, message)
 }
 
 /// `key` between backticks, without control characters, not too long for a message.

@@ -30,7 +30,7 @@ pub use tensor::TensorInfo;
 pub use value::{Array, Value, ValueType};
 pub use writer::{Entry, Header};
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::tokenizer::unsupported;
 use reader::Reader;
 
@@ -103,10 +103,7 @@ impl<'a> Gguf<'a> {
         }
         split::check(&heads)?;
         let Some(first) = heads.first() else {
-            return Err(Problem::new(
-                "kiln::model::gguf_split",
-                "a model without a file",
-            ));
+            return Err(Problem::new(Code::ModelGgufSplit, "a model without a file"));
         };
         let (version, order) = (first.version, first.reader.order());
         let alignment = first.alignment.unwrap_or(DEFAULT_ALIGNMENT);
@@ -155,7 +152,7 @@ impl<'a> Gguf<'a> {
         let model = self.metadata.get::<&str>("tokenizer.ggml.model");
         let (Ok(Some(_)), Ok(Some(model))) = (tokens, model) else {
             return Some(
-                Problem::new("kiln::tokenizer::none", "the file has no tokenizer").help(
+                Problem::new(Code::TokenizerNone, "the file has no tokenizer").help(
                     "leave out the stages `reference` and `package`, or take a GGUF of the whole \
                      model",
                 ),
@@ -242,7 +239,7 @@ fn read_version(reader: &mut Reader) -> Result<u32> {
     let magic: [u8; 4] = reader.array()?;
     if magic != MAGIC {
         return Err(Problem::new(
-            "kiln::model::gguf_magic",
+            Code::ModelGgufMagic,
             format!(
                 "not a GGUF: it begins with {:?}",
                 magic.escape_ascii().to_string()
@@ -258,14 +255,14 @@ fn read_version(reader: &mut Reader) -> Result<u32> {
     match version {
         2 | 3 => Ok(version),
         1 => Err(Problem::new(
-            "kiln::model::gguf_version",
+            Code::ModelGgufVersion,
             "GGUF version 1, whose lengths have 32 bits",
         )
         .help(
             "make the file again with a present llama.cpp, which does not read version 1 either",
         )),
         version => Err(Problem::new(
-            "kiln::model::gguf_version",
+            Code::ModelGgufVersion,
             format!("GGUF version {version}; kiln reads versions 2 and 3"),
         )),
     }
@@ -282,7 +279,7 @@ fn read_alignment(metadata: &Metadata) -> Result<Option<u32>> {
         Some(other) => other,
     };
     Err(Problem::new(
-        "kiln::model::gguf_alignment",
+        Code::ModelGgufAlignment,
         format!(
             "`general.alignment` is {}; expected a u32, a power of two up to {MAX_ALIGNMENT}",
             alignment.described()

@@ -1,7 +1,7 @@
 //! A cursor over untrusted bytes: every read is checked against the number of bytes that follow.
 
 use super::TRUNCATED_HELP;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Longest string, as in gguf.cpp (`GGUF_MAX_STRING_LENGTH`).
 const MAX_STRING_BYTES: u64 = 1 << 30;
@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
     pub fn take(&mut self, count: u64) -> Result<&'a [u8]> {
         if count > self.remaining() {
             return Err(Problem::new(
-                "kiln::model::gguf_truncated",
+                Code::ModelGgufTruncated,
                 format!(
                     "{count} bytes are announced at byte {}, but only {} are left",
                     self.position,
@@ -141,7 +141,7 @@ impl<'a> Reader<'a> {
             return Ok(claimed as usize);
         }
         Err(Problem::new(
-            "kiln::model::gguf_count",
+            Code::ModelGgufCount,
             format!(
                 "{claimed} {what} are announced; the file has room for {fitting}, and at most \
                  {cap} are allowed"
@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
 
 fn invalid_string(start: usize, what: &str) -> Problem {
     Problem::new(
-        "kiln::model::gguf_string",
+        Code::ModelGgufString,
         format!("string at byte {start}: {what}"),
     )
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::{Head, Metadata, TensorInfo, Value, quoted};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Most files of a model: their names have five digits.
 pub const MAX_FILES: usize = 99_999;
@@ -182,7 +182,7 @@ pub(super) fn check_tensors(heads: &[Head], tensors: &[TensorInfo]) -> Result<()
 }
 
 fn invalid(message: String) -> Problem {
-    Problem::new("kiln::model::gguf_split", message).help(
+    Problem::new(Code::ModelGgufSplit, message).help(
         "give all parts of one model in order: in a plan `gguf = [\"part1\", \"part2\"]`, to \
          `kiln inspect` any one of files that are called NAME-00001-of-00002.gguf; or join them: \
          llama-gguf-split --merge FIRST-PART OUTPUT",

@@ -4,7 +4,7 @@
 //! (`ggml-common.h`), and bytes that its kernels copy into a number (`qh` of Q5_0). Bytes that ggml
 //! reads one by one have the same order.
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::quant::GgmlType;
 
 /// Adjacent numbers in a block: offset of the first, bytes of each, count.
@@ -65,7 +65,7 @@ fn require_fields(ggml: &GgmlType) -> Result<&'static [Field]> {
     match fields(ggml.name) {
         Some(fields) => Ok(fields),
         None => Err(Problem::new(
-            "kiln::model::gguf_big_endian",
+            Code::ModelGgufBigEndian,
             format!(
                 "{} in a big-endian file: its form is not settled",
                 ggml.name

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::TRUNCATED_HELP;
 use super::metadata::quoted;
 use super::reader::Reader;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::TensorFacts;
 use crate::model::quant::GgmlType;
 
@@ -161,7 +161,7 @@ impl<'a> TensorInfo<'a> {
                 _ => {
                     let needed = range.end as u128 + data_offset as u128;
                     return Err(Problem::new(
-                        "kiln::model::gguf_truncated",
+                        Code::ModelGgufTruncated,
                         format!(
                             "tensor {} ends at byte {needed}, but the file has {file_bytes}",
                             quoted(name)
@@ -182,5 +182,5 @@ fn end_of(offset: u64, size: u64, alignment: u64) -> Option<(u64, u64)> {
 }
 
 fn invalid(message: String) -> Problem {
-    Problem::new("kiln::model::gguf_tensor", message)
+    Problem::new(Code::ModelGgufTensor, message)
 }

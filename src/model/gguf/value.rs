@@ -5,7 +5,7 @@ use std::fmt;
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 
 use super::reader::{ByteOrder, Reader};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Longest array, as in gguf.cpp (`GGUF_MAX_ARRAY_ELEMENTS`).
 const MAX_ARRAY_LEN: u64 = 1 << 30;
@@ -60,7 +60,7 @@ impl ValueType {
         match ALL.get(id as usize) {
             Some(value_type) => Ok(*value_type),
             None => Err(Problem::new(
-                "kiln::model::gguf_value",
+                Code::ModelGgufValue,
                 format!("unknown value type {id}"),
             )),
         }
@@ -116,7 +116,7 @@ impl<'a> Array<'a> {
         let element = ValueType::by_id(reader.u32()?)?;
         if element == ValueType::Array {
             return Err(Problem::new(
-                "kiln::model::gguf_value",
+                Code::ModelGgufValue,
                 "an array of arrays, which ggml does not read either",
             ));
         }
@@ -180,7 +180,7 @@ impl<'a> Value<'a> {
                 [1] => Value::Bool(true),
                 [other] => {
                     return Err(Problem::new(
-                        "kiln::model::gguf_value",
+                        Code::ModelGgufValue,
                         format!("a bool of {other}; expected 0 or 1"),
                     ));
                 }

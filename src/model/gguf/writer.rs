@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::{MAGIC, Metadata, Value};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::quant::GgmlType;
 
 const VERSION: u32 = 3;
@@ -83,13 +83,13 @@ impl<'a> Header<'a> {
     pub fn write(&self, out: &mut impl Write) -> Result<()> {
         let mut out = Counted { out, bytes: 0 };
         self.put(&mut out)
-            .context("kiln::io", || "write the header of a GGUF".into())?;
+            .context(Code::Io, || "write the header of a GGUF".into())?;
         let mut offset = 0u64;
         for tensor in &self.tensors {
             let bytes = tensor.bytes()?;
             tensor
                 .put(&mut out, offset)
-                .context("kiln::io", || "write the header of a GGUF".into())?;
+                .context(Code::Io, || "write the header of a GGUF".into())?;
             let Some(next) = offset.checked_add(bytes + self.padding(bytes)) else {
                 return Err(invalid(
                     "the tensors together have more than 2^64 bytes".into(),
@@ -99,7 +99,7 @@ impl<'a> Header<'a> {
         }
         let zeros = vec![0; self.padding(out.bytes) as usize];
         out.write_all(&zeros)
-            .context("kiln::io", || "write the header of a GGUF".into())
+            .context(Code::Io, || "write the header of a GGUF".into())
     }
 
     fn put(&self, out: &mut impl Write) -> io::Result<()> {
@@ -117,7 +117,7 @@ impl<'a> Header<'a> {
 }
 
 fn invalid(message: String) -> Problem {
-    Problem::new("kiln::model::gguf_tensor", message)
+    Problem::new(Code::ModelGgufTensor, message)
 }
 
 /// Counts the bytes that are written.

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use prost::Message;
 
 use super::proto::{GraphProto, ModelProto, TensorProto, ValueInfoProto};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 
 /// protobuf's own limit of a message.
 pub const MAX_MODEL_BYTES: usize = (1 << 31) - 1;
@@ -18,17 +18,17 @@ pub const MAX_RANK: usize = 8;
 pub fn decode(bytes: &[u8]) -> Result<ModelProto> {
     if bytes.len() > MAX_MODEL_BYTES {
         return Err(Problem::new(
-            "kiln::onnx::size",
+            Code::OnnxSize,
             format!("{} bytes are too many for an ONNX file", bytes.len()),
         )
         .help("store weights of more than 2 GB in external files (external data)"));
     }
-    let model = ModelProto::decode(bytes)
-        .context("kiln::onnx::malformed", || "read an ONNX file".into())?;
+    let model =
+        ModelProto::decode(bytes).context(Code::OnnxMalformed, || "read an ONNX file".into())?;
     match model.graph {
         Some(_) => Ok(model),
         None => Err(Problem::new(
-            "kiln::onnx::malformed",
+            Code::OnnxMalformed,
             "this ONNX file has no graph",
         )),
     }
@@ -175,5 +175,5 @@ fn checked_dims(name: &str, dims: impl ExactSizeIterator<Item = Option<i64>>) ->
 }
 
 fn malformed(message: String) -> Problem {
-    Problem::new("kiln::onnx::malformed", message)
+    Problem::new(Code::OnnxMalformed, message)
 }

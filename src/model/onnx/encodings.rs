@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Checked;
 use super::proto::{GraphProto, NodeProto, TensorProto, element};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// `(code - zero_point) * scale`, codes from 0 to `2^bits - 1`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -243,7 +243,7 @@ fn code(tensor: &TensorProto) -> Option<u32> {
 
 fn invalid(node: &NodeProto, why: &str) -> Problem {
     Problem::new(
-        "kiln::onnx::encoding",
+        Code::OnnxEncoding,
         format!("{} `{}` {why}", node.op_type, node.name),
     )
 }

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use super::encodings::{Encodings, Grid, moved};
 use super::proto::{ModelProto, NodeProto};
 use super::{Checked, DOMAIN};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::inputs::Cache;
 
 /// Checks `graphs`, which share their caches. The problem lists everything that is wrong.
@@ -27,7 +27,7 @@ pub fn lint(graphs: &[&ModelProto]) -> Result<()> {
         findings.len(),
         findings.join("\n  ")
     );
-    Err(Problem::new("kiln::onnx::encodings", message)
+    Err(Problem::new(Code::OnnxEncodings, message)
         .help("a stage `graph` with a `calibration` writes encodings that hold together"))
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use super::slices::is_slice;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::in_layer;
 
 /// A part of a graph, as a model.
@@ -138,7 +138,7 @@ fn type_of(types: &HashMap<&str, &ValueInfoProto>, name: &str) -> Result<ValueIn
 }
 
 fn malformed(message: String) -> Problem {
-    Problem::new("kiln::onnx::malformed", message)
+    Problem::new(Code::OnnxMalformed, message)
 }
 
 impl ModelProto {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::functions::Function;
 use super::proto::{AttributeProto, ModelProto, NodeProto, TensorProto, element};
 use super::{Checked, Encodings, Grid, element_name};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::weight::{
     Activations, Element, WeightEncoding, WeightForm, WeightPart, WeightUse,
 };
@@ -111,7 +111,7 @@ pub fn weight_uses(model: &ModelProto) -> Result<Vec<WeightUse>> {
             Ok(found) => uses.extend(found),
             Err(why) => {
                 return Err(Problem::new(
-                    "kiln::onnx::weight",
+                    Code::OnnxWeight,
                     format!("node `{}` ({}) {why}", node.name, node.op_type),
                 ));
             }

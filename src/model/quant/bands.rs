@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{BlockGrid, GgmlType, QuantFormat, Split};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::TensorFacts;
 
 /// Values of a band. A longer row is a band of its own.
@@ -100,7 +100,7 @@ impl<'a> BlockTensor<'a> {
     /// is empty, if the number of bytes is wrong, or if the heads do not divide the rows into
     /// pairs.
     pub fn new(facts: &TensorFacts, bytes: &'a [u8], order: RowOrder) -> Result<Self> {
-        let problem = |message: String| Problem::new("kiln::model::tensor", message);
+        let problem = |message: String| Problem::new(Code::ModelTensor, message);
         let shape = &facts.shape;
         let Some((rows, columns)) = rows_columns(shape, order) else {
             let message = format!("shape {shape:?} is neither a vector nor a matrix");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{ErrorFacts, WeightEncoding, WeightFacts, WeightPart};
-use crate::base::{CanonJson, Digest, Problem, Result};
+use crate::base::{CanonJson, Code, Digest, Problem, Result};
 
 /// A weight that has all parts of its encoding.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +43,7 @@ pub fn stored<'a>(
     for (name, facts, digest) in parts {
         let Some((weight, part)) = name.rsplit_once('/') else {
             return Err(Problem::new(
-                "kiln::weights::part",
+                Code::WeightsPart,
                 format!("`{name}` is no part of a weight: expected `NAME/codes` or the like"),
             ));
         };

@@ -15,7 +15,7 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 
 use super::{Backend, Context, DataType, DeviceGraph, Encoding, GraphOptions, HtpGraph, Soc};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Largest relative rms error of a correct encoding. fp16 arithmetic causes about 3e-4, offsets up
 /// to 1.9e-3; the error of a wrong encoding is 2e-1 or more.
@@ -186,7 +186,7 @@ struct Trial {
 pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
     if !case.is_valid() {
         return Err(Problem::new(
-            "kiln::qnn::encoding",
+            Code::QnnEncoding,
             format!("there is no weight encoding {case} on the HTP"),
         ));
     }
@@ -210,7 +210,7 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
     let error = relative_rms_error(&y.exact, &computed);
     if error.is_nan() || error > MAX_ERROR {
         return Err(Problem::new(
-            "kiln::qnn::encoding_wrong",
+            Code::QnnEncodingWrong,
             format!(
                 "HTP accepts weights as {case} on {} but computes wrong numbers: relative error \
                  {error:.1e}",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::calibration::{KEY_SHIFT, KEY_TURN, KeyMeans};
 use crate::model::facts::in_layer;
 use crate::model::onnx::proto::{GraphProto, TensorProto};
@@ -48,7 +48,7 @@ impl KeySums {
         let Some((layer, _)) = in_layer(value) else {
             return Ok(());
         };
-        let layer = layer.parse().context("kiln::calibrate::keys", || {
+        let layer = layer.parse().context(Code::CalibrateKeys, || {
             format!("read the layer of `{value}`")
         })?;
         let (dim, tokens) = (self.head_dim.max(1), self.tokens.max(1));
@@ -58,7 +58,7 @@ impl KeySums {
                 "`{value}` has {} elements, no keys of {tokens} tokens",
                 elements.len()
             );
-            return Err(Problem::new("kiln::calibrate::keys", message));
+            return Err(Problem::new(Code::CalibrateKeys, message));
         }
         let sums = self
             .sums

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::Call;
 use crate::action::{BlobSink, Job, Outputs, Part, PartName, matches_output};
-use crate::base::{CanonJson, Context, Problem, Result, open_file};
+use crate::base::{CanonJson, Code, Context, Problem, Result, open_file};
 
 /// Bytes that are read and written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -41,17 +41,17 @@ impl Folder {
             }
             let failed = || format!("copy the input {name} to {}", path.display());
             if input.window.is_none() {
-                fs::copy(job.path(name)?, &path).context("kiln::io", failed)?;
+                fs::copy(job.path(name)?, &path).context(Code::Io, failed)?;
             } else {
                 let bytes = job.read(name)?;
-                let mut copy = File::create(&path).context("kiln::io", failed)?;
+                let mut copy = File::create(&path).context(Code::Io, failed)?;
                 bytes
                     .stream(CHUNK_BYTES, |chunk| copy.write_all(chunk))
-                    .context("kiln::io", failed)?;
+                    .context(Code::Io, failed)?;
             }
             let is_program = call.program.strip_prefix(super::INPUTS) == Some(name);
             let mode = if is_program { 0o555 } else { 0o444 };
-            fs::set_permissions(&path, Permissions::from_mode(mode)).context("kiln::io", failed)?;
+            fs::set_permissions(&path, Permissions::from_mode(mode)).context(Code::Io, failed)?;
         }
         Ok(folder)
     }
@@ -94,15 +94,15 @@ impl Folder {
 }
 
 fn create_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).context("kiln::io", || format!("make {}", path.display()))
+    fs::create_dir_all(path).context(Code::Io, || format!("make {}", path.display()))
 }
 
 fn store(path: &Path, job: &Job) -> Result<Part> {
     let failed = || format!("take the output {}", path.display());
-    let file = open_file(path).context("kiln::io", failed)?;
+    let file = open_file(path).context(Code::Io, failed)?;
     let mut sink: Box<dyn BlobSink> = job.create()?;
     io::copy(&mut BufReader::with_capacity(CHUNK_BYTES, file), &mut sink)
-        .context("kiln::io", failed)?;
+        .context(Code::Io, failed)?;
     Ok(Part {
         content: sink.finish()?,
         facts: CanonJson::default(),
@@ -115,18 +115,18 @@ fn files_below(folder: &Path) -> Result<BTreeMap<String, FileType>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     // The program may have replaced its folder by a link.
-    let metadata = fs::symlink_metadata(folder).context("kiln::io", failed)?;
+    let metadata = fs::symlink_metadata(folder).context(Code::Io, failed)?;
     if !metadata.is_dir() {
         let problem = Problem::new(
-            "kiln::command::output",
+            Code::CommandOutput,
             "the program replaced outputs/ by something else",
         );
         return Err(problem.help("let it write into outputs/, and leave the folder itself alone"));
     }
     while let Some(next) = folders.pop() {
-        for entry in fs::read_dir(&next).context("kiln::io", failed)? {
-            let entry = entry.context("kiln::io", failed)?;
-            let kind = entry.file_type().context("kiln::io", failed)?;
+        for entry in fs::read_dir(&next).context(Code::Io, failed)? {
+            let entry = entry.context(Code::Io, failed)?;
+            let kind = entry.file_type().context(Code::Io, failed)?;
             if kind.is_dir() {
                 folders.push(entry.path());
             } else {
@@ -146,7 +146,7 @@ fn not_a_file(call: &Call, name: &str, kind: FileType) -> Problem {
         "neither a file nor a folder"
     };
     Problem::new(
-        "kiln::command::output",
+        Code::CommandOutput,
         format!("`{}` left {what} as outputs/{name}", call.program),
     )
     .help("only regular files are stored, so let it write a copy")
@@ -162,7 +162,7 @@ fn missing(call: &Call, output: &str, found: &BTreeMap<String, FileType>) -> Pro
         list += &format!(" and {} more", found.len() - SHOWN);
     }
     Problem::new(
-        "kiln::command::output",
+        Code::CommandOutput,
         format!("`{}` succeeded, but left no outputs/{output}", call.program),
     )
     .help(format!(

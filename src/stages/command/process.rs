@@ -15,7 +15,7 @@ use rustix::process::{
 
 use super::folder::Folder;
 use super::{Call, INPUTS};
-use crate::base::{Context, Problem, Result, kill_descendants, open_file, quoted, tail};
+use crate::base::{Code, Context, Problem, Result, kill_descendants, open_file, quoted, tail};
 
 /// How much of the end of the program's output is shown.
 const LOG_TAIL_BYTES: u64 = 4096;
@@ -31,8 +31,8 @@ pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
     let failed = || format!("start `{}`", call.program);
     // A file and not a pipe: it needs no reader, and a background process of the program cannot
     // keep it open.
-    let log = File::create(&folder.log)
-        .context("kiln::io", || format!("make {}", folder.log.display()))?;
+    let log =
+        File::create(&folder.log).context(Code::Io, || format!("make {}", folder.log.display()))?;
     let program = if call.program.starts_with(INPUTS) {
         folder.work.join(&call.program)
     } else {
@@ -46,12 +46,12 @@ pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
         .envs(&call.env)
         .current_dir(&folder.work)
         .stdin(Stdio::null())
-        .stdout(log.try_clone().context("kiln::command::start", failed)?)
+        .stdout(log.try_clone().context(Code::CommandStart, failed)?)
         .stderr(log)
         .spawn()
-        .context("kiln::command::start", failed)
+        .context(Code::CommandStart, failed)
         .map_err(|problem| explain_interpreter(problem, &program))?;
-    let status = wait(&mut child).context("kiln::command::start", || {
+    let status = wait(&mut child).context(Code::CommandStart, || {
         format!("wait for `{}`", call.program)
     })?;
     // A background process of the program could still write outputs.
@@ -122,7 +122,7 @@ fn wait(child: &mut Child) -> io::Result<ExitStatus> {
 
 fn unsuccessful(call: &Call, status: ExitStatus, log: &Path) -> Problem {
     let mut problem = Problem::new(
-        "kiln::command::failed",
+        Code::CommandFailed,
         format!("`{}` failed: {status}", call.program),
     );
     let log_tail = tail(log, LOG_TAIL_BYTES).unwrap_or_default();

@@ -15,10 +15,11 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Proxy};
 
 use super::received::{next, read_chunks};
+use super::trust::is_distrust;
 use super::url::Address;
 use super::{Machine, Proxies, clear, complete_path, digest_differs, is_sha256, sha256_of};
 use crate::action::Job;
-use crate::base::{Context, Problem, Result, bytes, duration, open_file, read_file};
+use crate::base::{Code, Context, Problem, Result, bytes, duration, open_file, read_file};
 
 /// Attempts without one new byte before giving up.
 const ATTEMPTS: u32 = 5;
@@ -104,7 +105,7 @@ pub(super) fn download(
         )?;
     }
     fs::rename(download.path(), &complete)
-        .context("kiln::io", || format!("name {}", complete.display()))?;
+        .context(Code::Io, || format!("name {}", complete.display()))?;
     Ok(complete)
 }
 
@@ -257,14 +258,13 @@ impl Download<'_> {
             .create(true)
             .append(true)
             .open(&path)
-            .context("kiln::io", || format!("open {}", path.display()))?;
+            .context(Code::Io, || format!("open {}", path.display()))?;
         if done == 0 {
             file.set_len(0)
-                .context("kiln::io", || format!("empty {}", path.display()))?;
+                .context(Code::Io, || format!("empty {}", path.display()))?;
             let etag = header(response.headers(), "etag").unwrap_or_default();
-            fs::write(self.etag_path(), etag).context("kiln::io", || {
-                format!("write {}", self.etag_path().display())
-            })?;
+            fs::write(self.etag_path(), etag)
+                .context(Code::Io, || format!("write {}", self.etag_path().display()))?;
         }
         if total.is_some_and(|total| total > MAX_FILE_BYTES) {
             return Err(self.too_large());
@@ -290,7 +290,7 @@ impl Download<'_> {
                 }
             };
             file.write_all(&chunk)
-                .context("kiln::io", || format!("write to {}", self.folder.display()))?;
+                .context(Code::Io, || format!("write to {}", self.folder.display()))?;
             done += chunk.len() as u64;
             if done > MAX_FILE_BYTES {
                 return Err(self.too_large());
@@ -314,7 +314,7 @@ impl Download<'_> {
             self.url,
             bytes(done)
         );
-        Problem::new("kiln::fetch::truncated", message)
+        Problem::new(Code::FetchTruncated, message)
             .help("run the build again: it goes on where it broke")
     }
 
@@ -324,14 +324,14 @@ impl Download<'_> {
             self.url,
             bytes(MAX_FILE_BYTES)
         );
-        Problem::new("kiln::fetch::too_large", message).into()
+        Problem::new(Code::FetchTooLarge, message).into()
     }
 
     /// Removes the bytes so far, so that the next attempt requests the whole file.
     fn start_over(&self, why: &str) -> Failure {
         match clear(self.folder) {
             Ok(()) => transient(Problem::new(
-                "kiln::fetch::range",
+                Code::FetchRange,
                 format!("`{}`: {why}", self.url),
             )),
             Err(problem) => problem.into(),
@@ -367,7 +367,7 @@ impl Download<'_> {
                 Some(Err(error)) => return Err(unreachable(&address, proxy.as_ref(), error)),
                 None => {
                     return Err(Problem::new(
-                        "kiln::fetch::connect",
+                        Code::FetchConnect,
                         "the request ended without an answer",
                     )
                     .into());
@@ -390,7 +390,7 @@ impl Download<'_> {
             let target = match response.headers().get("location") {
                 Some(location) => address.follow(location.as_bytes()),
                 None => Err(Problem::new(
-                    "kiln::fetch::redirect",
+                    Code::FetchRedirect,
                     "it has no `Location` header",
                 )),
             };
@@ -399,7 +399,7 @@ impl Download<'_> {
             })?;
         }
         Err(Problem::new(
-            "kiln::fetch::redirect",
+            Code::FetchRedirect,
             format!("`{}` redirects more than {MAX_REDIRECTS} times", self.url),
         )
         .into())
@@ -410,7 +410,7 @@ fn agent(machine: &Machine) -> Result<Agent> {
     let roots = match &machine.certificates {
         None => RootCerts::WebPki,
         Some(path) => {
-            let pem = read_pem(path).context("kiln::fetch::tls", || {
+            let pem = read_pem(path).context(Code::FetchTls, || {
                 format!("read the certificates in {}", path.display())
             })?;
             let mut certificates = vec![];
@@ -462,16 +462,11 @@ fn append_file(path: &Path, pem: &mut Vec<u8>) -> io::Result<()> {
 
 /// The connection failed before a response arrived.
 fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Failure {
-    let text = error.to_string();
-    let tls = matches!(error, ureq::Error::Tls(_) | ureq::Error::Rustls(_))
-        || text.contains("certificate");
+    let tls = is_distrust(&error);
     let host = url.host();
     if matches!(error, ureq::Error::Http(_) | ureq::Error::BadUri(_)) {
-        let problem = Problem::new(
-            "kiln::fetch::request",
-            format!("`{url}` cannot be requested"),
-        )
-        .because(&error);
+        let problem = Problem::new(Code::FetchRequest, format!("`{url}` cannot be requested"))
+            .because(&error);
         return problem
             .help(
                 "the request never left this machine: check the address, HF_TOKEN and the proxies",
@@ -483,7 +478,7 @@ fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Fail
         ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..)
     ) {
         let problem = Problem::new(
-            "kiln::fetch::answer",
+            Code::FetchAnswer,
             format!("`{host}` answered something that is not HTTP"),
         );
         return problem
@@ -492,13 +487,13 @@ fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Fail
             .into();
     }
     let problem = if tls {
-        Problem::new("kiln::fetch::tls", format!("no trust in `{host}`")).help(
+        Problem::new(Code::FetchTls, format!("no trust in `{host}`")).help(
             "if this network signs its own certificates, name the file that holds them: \
              SSL_CERT_FILE=...",
         )
     } else {
         match proxy {
-            None => Problem::new("kiln::fetch::connect", format!("no answer from `{host}`"))
+            None => Problem::new(Code::FetchConnect, format!("no answer from `{host}`"))
                 .help("check the network, and HTTPS_PROXY if it needs one"),
             Some(proxy) => {
                 let message = format!(
@@ -506,7 +501,7 @@ fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Fail
                     proxy.host(),
                     proxy.port()
                 );
-                Problem::new("kiln::fetch::connect", message)
+                Problem::new(Code::FetchConnect, message)
                     .help("check HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts that need none")
             }
         }
@@ -523,7 +518,7 @@ fn refused(url: &Address, response: &Response<Body>, sent_token: bool) -> Failur
     let status = response.status();
     let mut problem = match status.as_u16() {
         404 | 410 => Problem::new(
-            "kiln::fetch::not_found",
+            Code::FetchNotFound,
             format!("there is no `{url}` ({status})"),
         )
         .help(
@@ -531,7 +526,7 @@ fn refused(url: &Address, response: &Response<Body>, sent_token: bool) -> Failur
              looks like this too, without its token",
         ),
         401 | 403 => Problem::new(
-            "kiln::fetch::forbidden",
+            Code::FetchForbidden,
             format!("`{url}` is not for everybody ({status})"),
         )
         .help(if sent_token {
@@ -543,7 +538,7 @@ fn refused(url: &Address, response: &Response<Body>, sent_token: bool) -> Failur
              gated model, accept its terms on the hub and set HF_TOKEN. No token was shown to this \
              host"
         }),
-        _ => Problem::new("kiln::fetch::status", format!("`{url}` answered {status}")),
+        _ => Problem::new(Code::FetchStatus, format!("`{url}` answered {status}")),
     };
     if let Some(message) = header(response.headers(), "x-error-message") {
         let message = &message[..message.floor_char_boundary(MAX_MESSAGE_BYTES)];

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::source::Source;
 use crate::action::Job;
-use crate::base::{CanonJson, Context, Problem, Result, without_secrets};
+use crate::base::{CanonJson, Code, Context, Problem, Result, without_secrets};
 
 /// Maximum number of parts of a file.
 pub const MAX_PARTS: usize = 1000;
@@ -30,7 +30,7 @@ impl Parts {
         };
         if !(1..=MAX_PARTS).contains(&urls.len()) {
             let message = format!("{} parts: a file has 1 to {MAX_PARTS}", urls.len());
-            return Err(Problem::new("kiln::plan::parameter", message));
+            return Err(Problem::new(Code::PlanParameter, message));
         }
         for url in &urls {
             Source::parse(url)?;
@@ -56,7 +56,7 @@ impl Origin {
             return Ok(Origin::File(text.into()));
         }
         let urls = serde_json::from_str(text);
-        Ok(Origin::Parts(urls.context("kiln::plan::url", || {
+        Ok(Origin::Parts(urls.context(Code::PlanUrl, || {
             format!("read the parts in `{}`", without_secrets(text))
         })?))
     }
@@ -118,7 +118,7 @@ impl<'a> NumberRange<'a> {
 fn numbered(pattern: &str) -> Result<Vec<String>> {
     expand_ranges(pattern).map_err(|why| {
         Problem::new(
-            "kiln::plan::parameter",
+            Code::PlanParameter,
             format!("`{}`: {why}", without_secrets(pattern)),
         )
         .help(

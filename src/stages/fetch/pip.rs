@@ -9,15 +9,21 @@ use std::time::Duration;
 
 use super::{Machine, clear, complete_path};
 use crate::action::Job;
-use crate::base::{Context, Problem, Result, tail};
+use crate::base::{Code, Context, Problem, Result, tail};
 
 /// Runs pip like `python3 -m pip`, but dies with its parent process, whose id is the first
 /// argument. A pip that outlived a killed build would write into a folder that the next build
 /// uses.
-const RUN_PIP: &str = "import ctypes, os, runpy, signal, sys\nPR_SET_PDEATHSIG = \
-                       1\nctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)\nif \
-                       os.getppid() != int(sys.argv.pop(1)): sys.exit('the build is \
-                       gone')\nrunpy.run_module('pip', run_name='__main__', alter_sys=True)";
+const RUN_PIP: &str = "import ctypes, importlib.util, os, runpy, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+parent, no_pip = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+if os.getppid() != parent: sys.exit('the build is gone')
+if importlib.util.find_spec('pip') is None: sys.exit(no_pip)
+runpy.run_module('pip', run_name='__main__', alter_sys=True)";
+
+/// How a Python without pip leaves; pip itself leaves with small numbers.
+const NO_PIP: i32 = 77;
 
 /// The tags that kiln's tools are built for. The wheel must not depend on the Python that runs pip.
 const TAGS: [&str; 10] = [
@@ -62,12 +68,12 @@ pub(super) fn download(
         clear(folder)?;
         let (fresh, temporary) = (folder.join("pip"), folder.join("tmp"));
         for path in [&fresh, &temporary] {
-            fs::create_dir(path).context("kiln::io", || format!("make {}", path.display()))?;
+            fs::create_dir(path).context(Code::Io, || format!("make {}", path.display()))?;
         }
         run(machine, requirement, folder, job)?;
         find_wheel(&fresh)?;
         fs::rename(&fresh, &complete)
-            .context("kiln::io", || format!("name {}", complete.display()))?;
+            .context(Code::Io, || format!("name {}", complete.display()))?;
     }
     find_wheel(&complete)
 }
@@ -76,8 +82,8 @@ pub(super) fn download(
 fn find_wheel(folder: &Path) -> Result<PathBuf> {
     let failed = || format!("list {}", folder.display());
     let mut files = vec![];
-    for entry in fs::read_dir(folder).context("kiln::io", failed)? {
-        files.push(entry.context("kiln::io", failed)?.path());
+    for entry in fs::read_dir(folder).context(Code::Io, failed)? {
+        files.push(entry.context(Code::Io, failed)?.path());
     }
     if let [file] = files.as_slice()
         && file.extension() == Some("whl".as_ref())
@@ -85,7 +91,7 @@ fn find_wheel(folder: &Path) -> Result<PathBuf> {
         return Ok(file.clone());
     }
     Err(Problem::new(
-        "kiln::fetch::pip",
+        Code::FetchPip,
         format!("pip gave {} files instead of one wheel", files.len()),
     ))
 }
@@ -93,8 +99,8 @@ fn find_wheel(folder: &Path) -> Result<PathBuf> {
 fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result<()> {
     let log = folder.join("log");
     let make_log = || format!("make {}", log.display());
-    let stdout = File::create(&log).context("kiln::io", make_log)?;
-    let stderr = stdout.try_clone().context("kiln::io", make_log)?;
+    let stdout = File::create(&log).context(Code::Io, make_log)?;
+    let stderr = stdout.try_clone().context(Code::Io, make_log)?;
     let mut platforms = vec![];
     for minor in GLIBC_MINORS.rev() {
         platforms.push("--platform".into());
@@ -109,6 +115,7 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
             "-c",
             RUN_PIP,
             &std::process::id().to_string(),
+            &NO_PIP.to_string(),
             "download",
             "--no-deps",
             "--only-binary=:all:",
@@ -132,13 +139,13 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
     let status = loop {
         if let Some(status) = child
             .try_wait()
-            .context("kiln::io", || "wait for pip".into())?
+            .context(Code::Io, || "wait for pip".into())?
         {
             break status;
         }
         if job.check_cancelled().is_err() {
-            child.kill().context("kiln::io", || "end pip".into())?;
-            child.wait().context("kiln::io", || "end pip".into())?;
+            child.kill().context(Code::Io, || "end pip".into())?;
+            child.wait().context(Code::Io, || "end pip".into())?;
             return job.check_cancelled();
         }
         thread::sleep(Duration::from_millis(50));
@@ -148,14 +155,14 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
     if status.success() {
         return Ok(());
     }
-    let log_tail = tail(&log, STDERR_TAIL_BYTES).unwrap_or_default();
-    if log_tail.contains("No module named pip") || log_tail.contains("No module named 'pip'") {
+    if status.code() == Some(NO_PIP) {
         return Err(lacks_pip(machine));
     }
+    let log_tail = tail(&log, STDERR_TAIL_BYTES).unwrap_or_default();
     let mut lines: Vec<String> = log_tail.lines().map(String::from).collect();
     lines.retain(|line| !line.trim().is_empty());
     let mut problem = Problem::new(
-        "kiln::fetch::pip",
+        Code::FetchPip,
         format!("pip could not download `{requirement}` ({status})"),
     )
     .help("try it by hand: python3 -m pip download --no-deps --only-binary=:all: NAME==VERSION");
@@ -165,7 +172,7 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
 
 fn lacks_pip(machine: &Machine) -> Problem {
     Problem::new(
-        "kiln::tool_missing",
+        Code::ToolMissing,
         format!("`{} -m pip` does not run", machine.python.display()),
     )
     .help("install Python and its pip: apt-get install python3-pip")

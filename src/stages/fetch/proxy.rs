@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ureq::Proxy;
 
 use super::url::Address;
-use crate::base::{Problem, Result, without_secrets};
+use crate::base::{Code, Problem, Result, without_secrets};
 
 /// The proxy settings of the environment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,7 +54,7 @@ fn parse(name: &str, text: &str) -> Result<Proxy> {
     let address = format!("{scheme}://{rest}");
     let shown = without_secrets(&address);
     let bad = |why: &str| {
-        Problem::new("kiln::fetch::proxy", format!("{name}=`{shown}` {why}")).help(
+        Problem::new(Code::FetchProxy, format!("{name}=`{shown}` {why}")).help(
             "a proxy is [SCHEME://][USER:PASSWORD@]HOST[:PORT], with http, https, socks4, \
              socks4a, socks5 or socks5h",
         )

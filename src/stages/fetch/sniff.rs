@@ -3,11 +3,8 @@
 
 use std::path::Path;
 
-use crate::base::{Problem, head};
+use crate::base::{Code, Problem, head};
 use crate::model::gguf::{Gguf, MAGIC};
-
-/// The code of a problem with a file that is not what its name says.
-pub(super) const OTHER_FILE: &str = "kiln::fetch::other_file";
 
 /// How much of a file is needed to recognize it.
 pub(super) const HEAD_BYTES: usize = 512;
@@ -72,9 +69,9 @@ pub(super) fn explain_part(
 
 fn with_cause(problem: Problem, name: &str, (what, help): Other) -> Problem {
     let message = format!("what came as {name} cannot be used: it is {what}");
-    let problem = match problem.code.as_str() {
+    let problem = match problem.code {
         // Nobody should pin the digest of a wrong file.
-        "kiln::fetch::unpinned" => Problem::new(OTHER_FILE, message),
+        Code::FetchUnpinned => Problem::new(Code::FetchOtherFile, message),
         _ => problem.within(message),
     };
     problem.help(help)
@@ -312,13 +309,14 @@ mod tests {
 
     #[test]
     fn the_digest_of_another_file_is_not_suggested_as_pin() {
-        let unpinned = || Problem::new("kiln::fetch::unpinned", "not pinned").help("write: sha256");
+        let unpinned = || Problem::new(Code::FetchUnpinned, "not pinned").help("write: sha256");
         let problem = explain(unpinned(), "a.gguf", b"Entry not found");
+        let text = problem.text();
         assert_eq!(
-            (problem.code.as_str(), problem.causes.len()),
-            (OTHER_FILE, 0)
+            (problem.code, problem.causes.len()),
+            (Code::FetchOtherFile, 0)
         );
-        assert!(!problem.text().contains("sha256"), "{problem}");
+        assert!(!text.contains("sha256"), "{text}");
         let problem = explain_part(&unpinned(), "a.gguf", 2, b"<html>").unwrap();
         assert_eq!(
             problem.message,
@@ -326,10 +324,10 @@ mod tests {
         );
         assert_eq!(explain_part(&unpinned(), "a.gguf", 2, b"\x07"), None);
         // A digest that differs from the pin keeps its code.
-        let differs = Problem::new("kiln::fetch::digest", "another digest");
+        let differs = Problem::new(Code::FetchDigest, "another digest");
         assert_eq!(
             explain(differs, "a.gguf", b"PK\x03\x04").code,
-            "kiln::fetch::digest"
+            Code::FetchDigest
         );
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::base_name;
 use super::url::{Address, percent_decode, percent_encode, without_prefix};
 use crate::action::PartName;
-use crate::base::{Problem, Result, without_secrets};
+use crate::base::{Code, Problem, Result, without_secrets};
 
 /// A parsed `url`.
 #[derive(Debug, PartialEq)]
@@ -107,13 +107,13 @@ impl Source {
             revision,
         } = self
         else {
-            return Err(Problem::new("kiln::plan::url", "not a file of the hub"));
+            return Err(Problem::new(Code::PlanUrl, "not a file of the hub"));
         };
         let wrong = |problem: Problem| problem.within("the hub's address in HF_ENDPOINT is wrong");
         let hub = Address::parse(endpoint).map_err(wrong)?;
         if !hub.ends_with_path() {
             let message = format!("HF_ENDPOINT=`{hub}` has a query or a fragment");
-            return Err(Problem::new("kiln::plan::url", message)
+            return Err(Problem::new(Code::PlanUrl, message)
                 .help("a hub is https://HOST[:PORT][/PATH]: paths of files are added to it"));
         }
         let endpoint = endpoint.trim_end_matches('/');
@@ -128,7 +128,7 @@ impl Source {
 fn bad_url(text: &str, why: &str) -> Problem {
     let quoted = format!("`{text}`");
     let message = format!("{}: {why}", without_secrets(&quoted));
-    Problem::new("kiln::plan::url", message).help(FORMS)
+    Problem::new(Code::PlanUrl, message).help(FORMS)
 }
 
 /// Help for a model that is named by its repository and a type.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use url::{Host, Url};
 
-use crate::base::{Problem, Result, without_secrets};
+use crate::base::{Code, Problem, Result, without_secrets};
 
 /// An address that may be requested: `https`, or `http` on this machine. It is displayed without
 /// password and query.
@@ -16,12 +16,8 @@ impl Address {
     pub(super) fn parse(text: &str) -> Result<Self> {
         // Quoted, so that a query after a blank is hidden too.
         let shown = format!("`{text}`");
-        let bad = |why: &str| {
-            Problem::new(
-                "kiln::plan::url",
-                format!("{} {why}", without_secrets(&shown)),
-            )
-        };
+        let bad =
+            |why: &str| Problem::new(Code::PlanUrl, format!("{} {why}", without_secrets(&shown)));
         // Browsers accept other forms, in which secrets would not be found and hidden.
         let mut rest = without_prefix(text, "https://");
         if rest.is_none() {
@@ -105,7 +101,7 @@ impl Address {
         }
         let bad = |why: &str| {
             Problem::new(
-                "kiln::fetch::redirect",
+                Code::FetchRedirect,
                 format!("`{}` {why}", without_secrets(&text)),
             )
         };

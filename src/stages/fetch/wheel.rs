@@ -10,7 +10,7 @@ use zip::ZipArchive;
 
 use super::{base_name, open};
 use crate::action::PartName;
-use crate::base::{Context, Problem, Result, bytes};
+use crate::base::{Code, Context, Problem, Result, bytes};
 
 /// Maximum ratio of unpacked to packed size. Wheels of compiled libraries have about 3; a zip bomb
 /// has up to 1032, the limit of deflate.
@@ -24,7 +24,7 @@ pub(super) struct Wheel {
 }
 
 fn bad(message: impl Into<String>) -> Problem {
-    Problem::new("kiln::fetch::wheel", message)
+    Problem::new(Code::FetchWheel, message)
         .help("a wheel like this was not made by a packager; do not use it")
 }
 
@@ -33,10 +33,10 @@ impl Wheel {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let failed = || format!("open the wheel {}", path.display());
         let file = open(path)?;
-        let size_bytes = file.metadata().context("kiln::fetch::wheel", failed)?.len();
+        let size_bytes = file.metadata().context(Code::FetchWheel, failed)?.len();
         let archive = ZipArchive::new(BufReader::new(file));
         let mut wheel = Wheel {
-            archive: archive.context("kiln::fetch::wheel", failed)?,
+            archive: archive.context(Code::FetchWheel, failed)?,
         };
         wheel.check(size_bytes.saturating_mul(MAX_RATIO).max(FREE_BYTES))?;
         Ok(wheel)
@@ -52,7 +52,7 @@ impl Wheel {
             let entry = self
                 .archive
                 .by_index_data(index)
-                .context("kiln::fetch::wheel", || format!("read entry {index}"))?;
+                .context(Code::FetchWheel, || format!("read entry {index}"))?;
             let name = String::from_utf8_lossy(entry.name_raw()).into_owned();
             PartName::new(name.strip_suffix('/').unwrap_or(&name))
                 .map_err(|problem| bad("a member leaves the wheel").because(&problem))?;
@@ -74,7 +74,7 @@ impl Wheel {
         if self
             .archive
             .has_overlapping_files()
-            .context("kiln::fetch::wheel", || "find the members".into())?
+            .context(Code::FetchWheel, || "find the members".into())?
         {
             return Err(bad("members of the wheel share their bytes"));
         }
@@ -95,7 +95,7 @@ impl Wheel {
             None => "it is empty".into(),
         };
         let message = format!("the wheel has no member `{name}` among its {}", names.len());
-        Err(Problem::new("kiln::fetch::member", message).help(help))
+        Err(Problem::new(Code::FetchMember, message).help(help))
     }
 
     /// The file name and index of every shared library.
@@ -114,11 +114,10 @@ impl Wheel {
             }
         }
         if libraries.is_empty() {
-            return Err(Problem::new(
-                "kiln::fetch::wheel",
-                "there is no shared library in the wheel",
-            )
-            .help("`unpack = true`, and [tools], are for wheels of compiled libraries"));
+            return Err(
+                Problem::new(Code::FetchWheel, "there is no shared library in the wheel")
+                    .help("`unpack = true`, and [tools], are for wheels of compiled libraries"),
+            );
         }
         Ok(libraries)
     }
@@ -134,7 +133,7 @@ impl Wheel {
         let file = self
             .archive
             .by_index(index)
-            .context("kiln::fetch::wheel", || format!("open entry {index}"))?;
+            .context(Code::FetchWheel, || format!("open entry {index}"))?;
         let remaining = file.size();
         Ok(ExactReader { file, remaining })
     }

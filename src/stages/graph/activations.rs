@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::classes::Classes;
 use super::{Activations as Storage, Cache};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::calibration::{Activation, Activations};
 use crate::model::decoder::inputs::{self, HostInput};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
@@ -94,7 +94,7 @@ fn check(graph: &GraphProto, calibration: &Activations) -> Result<()> {
         return Ok(());
     }
     Err(Problem::new(
-        "kiln::graph::calibration",
+        Code::GraphCalibration,
         format!("the calibration does not know {}", unknown.join(", ")),
     )
     .help("calibrate a float graph of the same model, with the same exponents"))

@@ -22,7 +22,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::{DecoderSpec, Rotary, not_supported};
 
 /// Columns that rotate further than this within the context, in radians, are not split: their
@@ -117,7 +117,7 @@ impl KeyCentre {
         for value in bias {
             if !value.is_finite() {
                 let message = format!("a key bias is {value}");
-                return Err(Problem::new("kiln::graph::key_centre", message));
+                return Err(Problem::new(Code::GraphKeyCentre, message));
             }
         }
         let mut rest = bias.to_vec();
@@ -146,7 +146,7 @@ fn check_length(length: usize, rows: usize) -> Result<()> {
         return Ok(());
     }
     let message = format!("{length} values cannot centre or bias keys of {rows} rows");
-    Err(Problem::new("kiln::graph::key_centre", message))
+    Err(Problem::new(Code::GraphKeyCentre, message))
 }
 
 /// The mean of `R_j bias` over the positions j from 0 to `context - 1`.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::centre::{CENTRING, KeyCentre, KeyCentres, Keys};
 use crate::action::Job;
 use crate::artifact::weight::Weight;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::calibration::{KEY_MEANS, KeyMeans};
 use crate::model::decoder::tensors::{LayerTensor, Role};
 use crate::model::decoder::{DecoderSpec, not_supported};
@@ -33,7 +33,7 @@ impl KeyCentring {
             None if model.has_qkv_bias() => Ok(Some(KeyCentring::Bias)),
             None | Some(KeyCentring::None) => Ok(None),
             Some(KeyCentring::Bias) if !model.has_qkv_bias() => Err(Problem::new(
-                "kiln::graph::key_centre",
+                Code::GraphKeyCentre,
                 "`key_centre = \"bias\"`: this model has no key biases",
             )
             .help("leave it out, or centre by a `calibration`")),
@@ -53,7 +53,7 @@ impl KeyCentring {
             Some(KeyCentring::Bias) => None,
             Some(KeyCentring::Calibration) => Some(
                 serde_json::from_slice(&job.read(KEY_MEANS)?)
-                    .context("kiln::graph::calibration", || format!("read {KEY_MEANS}"))?,
+                    .context(Code::GraphCalibration, || format!("read {KEY_MEANS}"))?,
             ),
         };
         let mut centres = KeyCentres::new();
@@ -73,7 +73,7 @@ impl KeyCentring {
                 Some(means) => {
                     let Some(means) = means.get(&layer) else {
                         let message = format!("the calibration has no keys of layer {layer}");
-                        return Err(Problem::new("kiln::graph::calibration", message)
+                        return Err(Problem::new(Code::GraphCalibration, message)
                             .help("calibrate a graph of the same model"));
                     };
                     KeyCentre::new(&keys, context, bias.as_deref(), means)?

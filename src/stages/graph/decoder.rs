@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::centre::KeyCentres;
 use super::weights::Weights;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, Shapes, inputs};
 use crate::model::decoder::tensors::{LayerTensor, Role, TensorSpec, by_name};
 use crate::model::decoder::{
@@ -122,7 +122,7 @@ impl HostValues {
     pub(super) fn get(&self, input: HostInput) -> Result<&Value> {
         let Some(value) = self.0.get(&input) else {
             let message = format!("the host does not feed `{}`", input.name());
-            return Err(Problem::new("kiln::graph::input", message));
+            return Err(Problem::new(Code::GraphInput, message));
         };
         Ok(value)
     }

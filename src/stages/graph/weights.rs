@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::base::{CanonJson, Digest, Problem, Result};
+use crate::base::{CanonJson, Code, Digest, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::by_name;
 use crate::model::weight::{Stored, StoredWeight, stored};
@@ -57,7 +57,7 @@ impl Weights {
         }
         let count = wrong.len();
         Err(Problem::new(
-            "kiln::graph::weights",
+            Code::GraphWeights,
             format!(
                 "{count} of the weights do not fit the model: {}",
                 wrong.join("; ")

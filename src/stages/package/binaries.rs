@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::action::{Job, Manifest};
 use crate::artifact::context::{BINARY, binaries, binary_inputs};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, Shapes};
 use crate::model::facts::ContextFacts;
@@ -128,10 +128,10 @@ impl Binary {
             input.strip_suffix(BINARY).unwrap_or_default()
         );
         let value: Value = serde_json::from_slice(&job.read(&name)?)
-            .context("kiln::package::info", || format!("read `{name}`"))?;
+            .context(Code::PackageInfo, || format!("read `{name}`"))?;
         let graphs = value.get("graphs").cloned().unwrap_or_default();
         let info =
-            Info::deserialize(value).context("kiln::package::info", || format!("read `{name}`"))?;
+            Info::deserialize(value).context(Code::PackageInfo, || format!("read `{name}`"))?;
         Ok(Binary {
             input: input.into(),
             facts: job.input(input)?.facts.read()?,
@@ -280,5 +280,5 @@ impl Graph {
 }
 
 fn wrong(message: impl Into<String>) -> Problem {
-    Problem::new("kiln::package::context", message)
+    Problem::new(Code::PackageContext, message)
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::Params;
 use crate::artifact::bundle::{EXTENSIONS, TOKENIZER};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::{DecoderSpec, Rotary, inputs};
 use crate::model::shards::{Place, Processor};
 use crate::model::tokenizer::Tokenizer;
@@ -44,7 +44,7 @@ impl Bundle<'_> {
         let eos = match tokenizer.stop_tokens() {
             [] => {
                 return Err(Problem::new(
-                    "kiln::package::eos",
+                    Code::PackageEos,
                     "the model has no end-of-sequence token",
                 )
                 .help("a GGUF has it in `tokenizer.ggml.eos_token_id`"));

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use crate::action::{Job, Part};
 use crate::artifact::context::CPU;
 use crate::artifact::weight::Weight;
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::tensors::Role;
 use crate::model::facts::ArrayFacts;
 use crate::model::onnx;
@@ -39,7 +39,7 @@ pub(super) fn write(job: &Job) -> Result<Table> {
             job.check_cancelled()?;
             job.progress(row as u64 + 1, weight.rows as u64, "rows");
             sink.write_all(&bytes)
-                .context("kiln::io", || "write a blob".into())?;
+                .context(Code::Io, || "write a blob".into())?;
             hasher.update(&bytes);
             bytes.clear();
             weight.evict();
@@ -76,7 +76,7 @@ fn read_gain(job: &Job) -> Result<f32> {
         }
     }
     Err(Problem::new(
-        "kiln::package::table",
+        Code::PackageTable,
         format!("`{file}` has no attribute `gain`"),
     ))
 }

@@ -3,7 +3,7 @@
 use super::scheme::Scheme;
 use crate::action::{Blob, Job, Outputs};
 use crate::artifact::bands::{self, Blobs};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::quant::{
     BlockGrid, BlockTensor, ErrorSum, GridLayout, Int8Blocks, Metric, NativeEncoding, Positive,
     RowPieces, RowRounding, RowSum, Split, decode, recombine, round_rows, split,
@@ -147,7 +147,7 @@ fn encode_rows(
 ) -> Result<(WeightEncoding, Blobs, ErrorFacts)> {
     let (Some(layout), &[_, columns]) = (scheme.rows(), shape) else {
         return Err(Problem::new(
-            "kiln::weights::scheme",
+            Code::WeightsScheme,
             format!("`{}` is for matrices only", scheme.name()),
         ));
     };
@@ -201,9 +201,7 @@ fn read_metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Metric> 
                 "the calibration has {} mean squares of {columns} inputs",
                 squares.len()
             );
-            return Err(
-                Problem::new("kiln::weights::moments", what).help("calibrate the same model")
-            );
+            return Err(Problem::new(Code::WeightsMoments, what).help("calibrate the same model"));
         }
         return Metric::diagonal(&squares, block);
     }

@@ -1,6 +1,6 @@
 //! Replaces the encoding of one tensor of a graph by that of another graph.
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::onnx::proto::{ModelProto, NodeProto};
 
 /// `base` with the calls and blobs of tensor `name` from `other`. Both are graphs of one model:
@@ -8,7 +8,7 @@ use crate::model::onnx::proto::{ModelProto, NodeProto};
 pub(super) fn swap(mut base: ModelProto, other: &ModelProto, name: &str) -> Result<ModelProto> {
     let problem = |what: &str| {
         Problem::new(
-            "kiln::sensitivity::graph",
+            Code::SensitivityGraph,
             format!("cannot change `{name}`: {what}"),
         )
     };

@@ -1,6 +1,6 @@
 //! Events of example builds, with their times.
 
-use kiln::base::Problem;
+use kiln::base::{Code, Problem};
 use kiln::events::{Event, Listener, PartId, SCHEMA, TimedListener, Why};
 
 pub fn part(stage: &str, part: &str) -> PartId {
@@ -28,8 +28,8 @@ pub fn started(part: PartId) -> Event {
 /// One stage is unchanged, one is cached, one runs one of its two parts and succeeds at the second
 /// attempt, one fails, and one is skipped because it depends on the failed one.
 pub fn build_events() -> Vec<(u64, Event)> {
-    let flaky = Problem::new("kiln::fetch::http", "no answer\nfrom there");
-    let failed = Problem::new("kiln::x", "no such op\n\nand <more>")
+    let flaky = Problem::new(Code::of("kiln::fetch::http"), "no answer\nfrom there");
+    let failed = Problem::new(Code::of("kiln::x"), "no such op\n\nand <more>")
         .help("another op")
         .within("failed to write");
     vec![

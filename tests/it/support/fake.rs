@@ -28,7 +28,7 @@ use kiln::action::{
     Action, Demand, Inputs, Isolation, Job, Outputs, Part, PartName, Proof, Registry, Smaller,
     Stage, StageSpec, WorkOrder,
 };
-use kiln::base::{CanonJson, Problem, Result, hash_bytes};
+use kiln::base::{CanonJson, Code, Problem, Result, hash_bytes};
 use kiln::engine::Task;
 use kiln::plan::{Keep, Plan, PlannedStage, StageId};
 use serde_json::{Map, Value, json};
@@ -109,6 +109,7 @@ fn stage(line: &str) -> PlannedStage {
         timeout,
         retries,
         optional: false,
+        at: 0..0,
     }
 }
 
@@ -203,7 +204,7 @@ impl Stage for Fake {
 pub fn outputs(action: &Action) -> Result<Outputs> {
     assert!(action.params["panic"] != "run", "as the plan says");
     if action.params["fail"] == true {
-        return Err(Problem::new("test::failed", "told to"));
+        return Err(Problem::new(Code::of("test::failed"), "told to"));
     }
     let part = Part {
         content: hash_bytes(action.canonical_text().as_bytes()).into(),

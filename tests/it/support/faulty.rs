@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use kiln::action::{ActionKey, Blob, BlobSink, Content};
-use kiln::base::{Context, Digest, Result};
+use kiln::base::{Code, Context, Digest, Result};
 use kiln::store::{ActionCache, ActionResult, BlobStore, Note, Notes};
 
 /// The traits that a build needs.
@@ -87,7 +87,7 @@ impl FaultInjector {
         let fails = self.fails(|number| number == self.at && self.fault != Fault::Full);
         match self.fault {
             Fault::Error if fails => {
-                Err(io::Error::other(IO_ERROR)).context("test::read", || "read".into())
+                Err(io::Error::other(IO_ERROR)).context(Code::of("test::read"), || "read".into())
             }
             _ => Ok(!fails),
         }
@@ -107,7 +107,8 @@ impl FaultInjector {
     }
 
     fn put(&self) -> Result<()> {
-        self.write().context("test::write", || "write".into())
+        self.write()
+            .context(Code::of("test::write"), || "write".into())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kiln::base::Problem;
+use kiln::base::{Code, Problem};
 use kiln::plan::{self, Plan, Source, SourceMap};
 
 use super::toy_stages;
@@ -19,7 +19,7 @@ fn source_map(files: &[(&str, &str)]) -> SourceMap {
         let found = files
             .iter()
             .find(|(name, _)| Path::new("/plans").join(name) == path);
-        let absent = || Problem::new("kiln::plan::unreadable", format!("no {}", path.display()));
+        let absent = || Problem::new(Code::PlanUnreadable, format!("no {}", path.display()));
         found.map(|(_, text)| text.to_string()).ok_or_else(absent)
     })
 }
@@ -42,7 +42,7 @@ pub fn problems(files: &[(&str, &str)], sets: &[(&str, &str)]) -> String {
     for problem in problems {
         out += &format!(
             "{}: {}\n",
-            problem.code.strip_prefix("kiln::plan::").unwrap(),
+            problem.code.as_str().strip_prefix("kiln::plan::").unwrap(),
             problem.message
         );
         for (span, label) in problem.labels {

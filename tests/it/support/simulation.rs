@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln::action::{ActionKey, Inputs, Manifest, PartName};
-use kiln::base::{Digest, Problem};
+use kiln::base::{Code, Digest, Problem};
 use kiln::engine::{
     Built, CompletedStage, Effect, History, Input, JobState, Limits, PastRun, ProbeResult,
     Scheduler, StageDetails, Task,
@@ -152,7 +152,7 @@ impl Simulation<'_> {
                     Effect::Run { job, task, .. } if self.fails(task, &mut attempts) => {
                         Input::Ran {
                             job: *job,
-                            result: Err(Problem::new("test::flaky", "told to")),
+                            result: Err(Problem::new(Code::of("test::flaky"), "told to")),
                         }
                     }
                     _ => self.answer(effect),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kiln::action::{
     Erased, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Registry, StageSpec, TypedStage,
 };
-use kiln::base::{Problem, Result};
+use kiln::base::{Code, Problem, Result};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -54,11 +54,11 @@ macro_rules! never_runs {
         type Order = ();
 
         fn expand(_: Self::Params, _: &Inputs) -> Result<Vec<Order<()>>> {
-            Err(Problem::new("test", "not for running"))
+            Err(Problem::new(Code::of("test"), "not for running"))
         }
 
         fn run(_: (), _: &Job) -> Result<Outputs> {
-            Err(Problem::new("test", "not for running"))
+            Err(Problem::new(Code::of("test"), "not for running"))
         }
     };
 }
@@ -90,7 +90,7 @@ impl TypedStage for Fetch {
             return vec![];
         }
         let problem =
-            Problem::new("kiln::plan::parameter", "not hexadecimal").help("64 hexadecimal digits");
+            Problem::new(Code::PlanParameter, "not hexadecimal").help("64 hexadecimal digits");
         vec![ParamProblem {
             path: "sha256".into(),
             problem,

@@ -10,7 +10,7 @@ use kiln::action::{
     Action, Demand, Inputs, Isolation, Job, Outputs, ParamProblem, Part, PartName, Stage,
     StageSpec, WorkOrder,
 };
-use kiln::base::{CanonJson, Problem, Result, hash_bytes};
+use kiln::base::{CanonJson, Code, Problem, Result, hash_bytes};
 use serde_json::{Value, json};
 
 /// The stage kind.
@@ -80,7 +80,9 @@ impl Stage for Scripted {
                 };
                 return Ok(BTreeMap::from([(PartName::new("out").unwrap(), part)]));
             }
-            "fail" => return Err(Problem::new("kiln::scripted", "refused").help("ask nicely")),
+            "fail" => {
+                return Err(Problem::new(Code::of("kiln::scripted"), "refused").help("ask nicely"));
+            }
             "panic" => panic!("a panic message"),
             "abort" => {
                 eprintln!("{}end of stderr", "noise ".repeat(10_000));
@@ -89,7 +91,10 @@ impl Stage for Scripted {
             "exit" => std::process::exit(7),
             "download, then fail" => {
                 fs::write(job.partial("https://host/file")?.join("download"), "ha").unwrap();
-                return Err(Problem::new("kiln::scripted", "the line went dead"));
+                return Err(Problem::new(
+                    Code::of("kiln::scripted"),
+                    "the line went dead",
+                ));
             }
             "resume" => {
                 let path = job.partial("https://host/file")?.join("download");

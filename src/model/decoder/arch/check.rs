@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::refuse_all;
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::tensors;
 use crate::model::gguf::{Gguf, quoted};
@@ -41,7 +41,7 @@ pub fn check(gguf: &Gguf, spec: &DecoderSpec) -> Result<()> {
         });
     }
     refuse_all(
-        "kiln::model::tensors",
+        Code::ModelTensors,
         "the tensors are not those of the model that the metadata describe",
         errors,
     )

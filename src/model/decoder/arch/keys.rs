@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::refuse_all;
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::decoder::tensors::Role;
 use crate::model::decoder::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Rotary};
 use crate::model::facts::RopeRows;
@@ -122,7 +122,7 @@ impl<'a> Keys<'a> {
         self.check_numbers(spec);
         self.check_unread(spec);
         refuse_all(
-            "kiln::model::hyperparameters",
+            Code::ModelHyperparameters,
             "the metadata do not describe a model that kiln can build",
             self.errors,
         )

@@ -11,7 +11,7 @@ mod vocabulary;
 
 use self::keys::Keys;
 use super::DecoderSpec;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::ModelFacts;
 use crate::model::gguf::{Gguf, Metadata, quoted};
 
@@ -62,7 +62,7 @@ fn find_architecture(
         names.push(architecture.name);
     }
     Err(Problem::new(
-        "kiln::model::architecture",
+        Code::ModelArchitecture,
         format!("architecture {} is not supported", quoted(name)),
     )
     .help(format!("kiln supports {}", names.join(" and "))))
@@ -72,7 +72,7 @@ fn find_architecture(
 const SHOWN: usize = 20;
 
 /// A problem that lists `lines`; `Ok` if there are none.
-fn refuse_all(code: &str, what: &str, lines: Vec<String>) -> Result<()> {
+fn refuse_all(code: Code, what: &str, lines: Vec<String>) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }

@@ -1,7 +1,7 @@
 //! Compares the tokenizer's tables with the rows of the embedding: every token id must have a row.
 
 use super::{refuse_all, shortened};
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::gguf::{Array, Metadata, ValueType, quoted};
 
 /// Arrays with one element per token, and the allowed types: files have integers of every width.
@@ -71,7 +71,7 @@ pub fn check(metadata: &Metadata, vocab: u32) -> Result<()> {
         }
     }
     refuse_all(
-        "kiln::model::vocabulary",
+        Code::ModelVocabulary,
         "the tokenizer does not fit the embedding",
         errors,
     )

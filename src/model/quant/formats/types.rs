@@ -7,7 +7,7 @@ use super::{
     iq1_m, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs, iq4_nl, iq4_xs, mxfp4, nvfp4, q1_0, q2_0,
     q2_k, q3_k, q4_k, q5_0, q5_1, q5_k, q8_k, tq1_0, tq2_0,
 };
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::quant::QuantFormat;
 
 /// One of ggml's storage types. A row consists of whole blocks.
@@ -115,7 +115,7 @@ impl GgmlType {
                 "kiln knows ggml's own types (ids 0 to 42), not those of its forks",
             ),
         };
-        Err(Problem::new("kiln::model::ggml_type", what).help(help))
+        Err(Problem::new(Code::ModelGgmlType, what).help(help))
     }
 
     /// The type called `name`.
@@ -126,7 +126,7 @@ impl GgmlType {
             }
         }
         let message = format!("ggml has no type `{}`", name.escape_debug());
-        Err(Problem::new("kiln::model::ggml_type", message))
+        Err(Problem::new(Code::ModelGgmlType, message))
     }
 
     /// All types, by id.

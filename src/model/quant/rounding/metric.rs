@@ -12,7 +12,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::search::{LANES, Lanes, add_products, subtract_products};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Share of the mean of H's diagonal that is added to the diagonal, because moments of a few
 /// thousand tokens are an estimate.
@@ -245,7 +245,7 @@ impl Factors {
 }
 
 fn bad(what: &str) -> Problem {
-    Problem::new("kiln::weights::moments", what.to_string())
+    Problem::new(Code::WeightsMoments, what.to_string())
         .help("run the `calibrate` stage again, over another text")
 }
 

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::Misfit;
 use super::metric::Metric;
 use super::search::{CodeRange, LANES, Lanes, Ratios, STEP, Search, Tile};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::quant::bands::slices;
 use crate::model::quant::elements::write_codes;
 use crate::model::quant::kernels::run_wide;
@@ -99,7 +99,7 @@ impl RowRounding {
         };
         if unit == 0 || !columns.is_multiple_of(unit as usize) {
             return Err(Problem::new(
-                "kiln::weights::columns",
+                Code::WeightsColumns,
                 format!("{columns} columns are no whole number of blocks of {unit}"),
             ));
         }

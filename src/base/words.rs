@@ -1,0 +1,48 @@
+//! Suggestions for misspelled words.
+
+/// The candidate most similar to `word`, if at least half of the letters are the same.
+pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    most_similar(word, candidates, 0.5)
+}
+
+/// The candidate most similar to `word`, if it may be a typing error. For values, where two similar
+/// words may mean different things, as the names of chips do.
+pub fn near<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    most_similar(word, candidates, 0.6)
+}
+
+fn most_similar<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+    least: f64,
+) -> Option<&'a str> {
+    let mut best = None;
+    let mut best_similarity = least;
+    for candidate in candidates {
+        let similarity = strsim::normalized_damerau_levenshtein(word, candidate);
+        if similarity >= best_similarity {
+            best = Some(candidate);
+            best_similarity = similarity;
+        }
+    }
+    best
+}
+
+/// "did you mean `x`?", or the list of `what` there is.
+pub fn hint<'a>(
+    word: &str,
+    what: &str,
+    candidates: impl IntoIterator<Item = &'a str> + Clone,
+) -> String {
+    if let Some(candidate) = closest(word, candidates.clone()) {
+        return format!("did you mean `{candidate}`?");
+    }
+    let mut known = vec![];
+    for candidate in candidates {
+        known.push(format!("`{candidate}`"));
+    }
+    if known.is_empty() {
+        return format!("there are no {what}");
+    }
+    format!("{what}: {}", known.join(", "))
+}
