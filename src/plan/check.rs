@@ -55,7 +55,7 @@ struct Checker<'a> {
 
 impl<'a> Checker<'a> {
     fn check(mut self) -> Option<Checked> {
-        let kind = self.kind();
+        let kind = self.find_kind();
         let keep = self.common(KEEP, common::keep, "true, false or a list of parts");
         let expected =
             format!("a time like \"90s\", \"20min\" or \"2h\", at most {MAX_TIMEOUT_HOURS}h");
@@ -69,11 +69,11 @@ impl<'a> Checker<'a> {
         let kind = kind?;
         let spec = kind.spec();
         self.check_retries(spec);
-        let (slots, edges) = self.slots(spec);
-        let (params, misspelled) = self.params(spec, &slots);
-        let producers = self.given(&slots);
+        let (slots, edges) = self.read_slots(spec);
+        let (params, misspelled) = self.read_params(spec, &slots);
+        let producers = self.producers_in(&slots);
         let tool_names = self.check_params(kind, params.clone(), misspelled, &producers);
-        let tools = self.tools(spec, tool_names);
+        let tools = self.find_tools(spec, tool_names);
         let stage = PlannedStage {
             id: StageId(self.stage.id.clone()),
             name: self.stage.name.clone(),
@@ -113,7 +113,7 @@ impl<'a> Checker<'a> {
         );
     }
 
-    fn kind(&mut self) -> Option<&'a dyn Stage> {
+    fn find_kind(&mut self) -> Option<&'a dyn Stage> {
         let Some(entry) = self.stage.table.get(KIND) else {
             let kinds: Vec<&str> = self.registry.kinds().collect();
             let message = format!("the stage `{}` has no `kind`", self.stage.name);
@@ -173,13 +173,13 @@ impl<'a> Checker<'a> {
     }
 
     /// The stages of each slot, and where they are named.
-    fn slots(&mut self, spec: &StageSpec) -> (Slots, Edges) {
+    fn read_slots(&mut self, spec: &StageSpec) -> (Slots, Edges) {
         let (mut slots, mut edges) = (Slots::new(), Edges::new());
         for slot in spec.inputs {
             let Some(entry) = self.stage.table.get(slot.name) else {
                 if slot.required {
                     let message = format!("`{}` needs the input `{}`", self.stage.name, slot.name);
-                    let help = format!("write `{} = \"...\"`; {}", slot.name, self.producers(slot));
+                    let help = format!("write `{} = \"...\"`; {}", slot.name, self.help_for(slot));
                     self.problem(
                         Code::PlanMissingInput,
                         message,
@@ -205,24 +205,24 @@ impl<'a> Checker<'a> {
     }
 
     /// The stages in `slots` with their outputs.
-    fn given(&self, slots: &Slots) -> Vec<Given> {
-        let mut given = vec![];
+    fn producers_in(&self, slots: &Slots) -> Vec<Given> {
+        let mut producers = vec![];
         for (slot, ids) in slots {
             for id in ids {
                 let stage = self.draft.stages.iter().find(|stage| stage.id == id.0);
-                let artifact = stage.and_then(|stage| self.output(stage));
-                given.push(Given {
+                let artifact = stage.and_then(|stage| self.output_of(stage));
+                producers.push(Given {
                     slot: slot.clone(),
                     stage: id.0.clone(),
                     artifact: artifact.unwrap_or_default(),
                 });
             }
         }
-        given
+        producers
     }
 
     /// The kind of artifact that a stage outputs, if its own kind exists.
-    fn output(&self, stage: &DraftStage) -> Option<&'static str> {
+    fn output_of(&self, stage: &DraftStage) -> Option<&'static str> {
         Some(spec_of(&stage.table, self.registry)?.output)
     }
 
@@ -271,7 +271,7 @@ impl<'a> Checker<'a> {
             );
             self.problem(Code::PlanMatrix, message, span, "one for each value", help);
         }
-        if let Some(output) = self.output(producer)
+        if let Some(output) = self.output_of(producer)
             && !slot.takes(output)
         {
             let accepted = slot.accepts.join("` or `");
@@ -279,7 +279,7 @@ impl<'a> Checker<'a> {
                 "`{}.{}` takes `{accepted}`, but `{name}` outputs `{output}`",
                 self.stage.name, slot.name
             );
-            let help = self.producers(slot);
+            let help = self.help_for(slot);
             self.problem(
                 Code::PlanWrongArtifact,
                 message,
@@ -304,9 +304,9 @@ impl<'a> Checker<'a> {
     }
 
     /// Which stages, or which kinds of stages, could fill a slot.
-    fn producers(&self, slot: &InputSpec) -> String {
+    fn help_for(&self, slot: &InputSpec) -> String {
         let accepted = slot.accepts.join("` or `");
-        let stages = self.stage_names(|stage| match self.output(stage) {
+        let stages = self.stage_names(|stage| match self.output_of(stage) {
             Some(output) => slot.takes(output),
             None => false,
         });
@@ -332,7 +332,11 @@ impl<'a> Checker<'a> {
 
     /// The parameters: all keys that are neither common nor slots. Unknown ones are left out; the
     /// keys that they are probably meant for are returned too.
-    fn params(&mut self, spec: &StageSpec, slots: &Slots) -> (Map<String, Value>, Vec<String>) {
+    fn read_params(
+        &mut self,
+        spec: &StageSpec,
+        slots: &Slots,
+    ) -> (Map<String, Value>, Vec<String>) {
         let (mut params, mut misspelled) = (Map::new(), vec![]);
         let mut known: Vec<&str> = spec.inputs.iter().map(|slot| slot.name).collect();
         known.extend(spec.params);
@@ -514,7 +518,7 @@ impl<'a> Checker<'a> {
     }
 
     /// The stages of the tools `names`. Those that end in [`MAY_BE`] are optional.
-    fn tools(&mut self, spec: &StageSpec, names: Vec<String>) -> BTreeMap<String, StageId> {
+    fn find_tools(&mut self, spec: &StageSpec, names: Vec<String>) -> BTreeMap<String, StageId> {
         let mut tools = BTreeMap::new();
         for name in names {
             let (tool, is_required) = match name.strip_suffix(MAY_BE) {

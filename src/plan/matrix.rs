@@ -83,7 +83,7 @@ impl Matrix {
                 for name in references(table, spec) {
                     own.producers.extend(index_of.get(name));
                 }
-                own.across = across(stage, table, spec, vars, problems);
+                own.across = read_across(stage, table, spec, vars, problems);
             }
             dependencies.push(own);
         }
@@ -186,7 +186,7 @@ fn references<'t>(table: &'t Table, spec: Option<&StageSpec>) -> Vec<&'t str> {
 }
 
 /// The axes in the `across` of a stage, and where they are written.
-fn across(
+fn read_across(
     stage: &StageTable,
     table: &Table,
     spec: Option<&StageSpec>,

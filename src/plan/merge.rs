@@ -67,7 +67,7 @@ pub fn merge(map: &SourceMap, problems: &mut Vec<Problem>) -> Tables {
     }
     remove_duplicates("tool", &mut tables.tools, problems);
     remove_duplicates("stage", &mut tables.stages, problems);
-    for definition in effective(&definitions, map, problems) {
+    for definition in select(&definitions, map, problems) {
         let entry = definition.entry.clone();
         if definition.is_axis {
             tables.axes.push(entry);
@@ -110,7 +110,7 @@ fn remove_duplicates(what: &str, entries: &mut Vec<Entry>, problems: &mut Vec<Pr
 
 /// Selects one definition per name: a file overrides the files that it includes. Reports names that
 /// have two definitions, neither of which overrides the other.
-fn effective<'d>(
+fn select<'d>(
     definitions: &'d [Definition],
     map: &SourceMap,
     problems: &mut Vec<Problem>,

@@ -15,7 +15,7 @@ use crate::base::{Code, Problem};
 /// The stages in topological order, otherwise in the order of the text. Tools that no stage needs
 /// are left out. Cycles are added to `problems`.
 pub fn in_order(checked: Vec<Checked>, problems: &mut Vec<Problem>) -> Vec<PlannedStage> {
-    let graph = graph(&checked);
+    let graph = build_graph(&checked);
     for mut component in tarjan_scc(&graph) {
         component.sort();
         problems.extend(cycle(&graph, &component, &checked));
@@ -58,7 +58,7 @@ pub fn in_order(checked: Vec<Checked>, problems: &mut Vec<Problem>) -> Vec<Plann
 }
 
 /// Edges go from producer to consumer and have the place where the consumer names the producer.
-fn graph(checked: &[Checked]) -> DiGraph<(), Span> {
+fn build_graph(checked: &[Checked]) -> DiGraph<(), Span> {
     let mut graph = DiGraph::new();
     let mut nodes: BTreeMap<&StageId, NodeIndex> = BTreeMap::new();
     for Checked { stage, .. } in checked {

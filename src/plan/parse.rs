@@ -78,7 +78,7 @@ pub fn parse(
     let tables = merge(map, problems);
     let mut vars = Vars::read(&tables, map, sets, problems);
     let mut parser = Parser { map, problems };
-    let draft = parser.draft(tables, &mut vars, registry);
+    let draft = parser.parse(tables, &mut vars, registry);
     problems.extend(vars.unused());
     draft
 }
@@ -112,7 +112,7 @@ impl Parser<'_> {
         );
     }
 
-    fn table<'t>(&mut self, entry: &'t Entry) -> Option<&'t Table> {
+    fn expect_table<'t>(&mut self, entry: &'t Entry) -> Option<&'t Table> {
         if let Tree::Table(table) = &entry.node.tree {
             return Some(table);
         }
@@ -120,7 +120,7 @@ impl Parser<'_> {
         None
     }
 
-    fn draft(&mut self, tables: Tables, vars: &mut Vars, registry: &Registry) -> Draft {
+    fn parse(&mut self, tables: Tables, vars: &mut Vars, registry: &Registry) -> Draft {
         let mut draft = Draft {
             is_axis_set: vars.is_axis_set(),
             ..Draft::default()
@@ -222,7 +222,7 @@ impl Parser<'_> {
 
     /// The `name` in `[plan]`.
     fn name(&mut self, entry: &Entry) -> Option<String> {
-        let table = self.table(entry)?;
+        let table = self.expect_table(entry)?;
         for other in &table.entries {
             if other.key == "name" {
                 continue;
@@ -268,7 +268,7 @@ impl Parser<'_> {
 
     fn stage(&mut self, entry: &Entry) -> Option<StageTable> {
         self.check_name(&entry.key, "stage", &entry.key_span);
-        let table = self.table(entry)?.clone();
+        let table = self.expect_table(entry)?.clone();
         Some(StageTable {
             name: entry.key.clone(),
             at: entry.key_span.clone(),
@@ -280,7 +280,7 @@ impl Parser<'_> {
     fn tool(&mut self, entry: &Entry) -> Option<DraftStage> {
         const KEYS: [&str; 5] = ["pypi", "url", "sha256", "timeout", "retries"];
         self.check_name(&entry.key, "tool", &entry.key_span);
-        let source = self.table(entry)?;
+        let source = self.expect_table(entry)?;
         self.check_tool_source(entry, source);
         let mut table = Table::default();
         for key in &source.entries {

@@ -57,7 +57,7 @@ pub struct Entry {
 
 impl Source {
     /// Parses the text. Its places start at `base`. The error has all mistakes in the syntax.
-    pub fn tree(&self, base: usize) -> Result<Table, Vec<Problem>> {
+    pub fn parse(&self, base: usize) -> Result<Table, Vec<Problem>> {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
         let mut problems = vec![];
         for error in errors {
@@ -70,7 +70,7 @@ impl Source {
             base,
             problems: &mut problems,
         };
-        let table = builder.table(table.get_ref());
+        let table = builder.build_table(table.get_ref());
         if problems.is_empty() {
             Ok(table)
         } else {
@@ -90,10 +90,10 @@ struct TreeBuilder<'a> {
 }
 
 impl TreeBuilder<'_> {
-    fn table(&mut self, table: &DeTable) -> Table {
+    fn build_table(&mut self, table: &DeTable) -> Table {
         let mut entries = vec![];
         for (key, value) in table {
-            if let Some(node) = self.node(value) {
+            if let Some(node) = self.build_node(value) {
                 let key_span = shifted(key.span(), self.base);
                 entries.push(Entry {
                     key: key.get_ref().to_string(),
@@ -106,7 +106,7 @@ impl TreeBuilder<'_> {
         Table { entries }
     }
 
-    fn node(&mut self, value: &Spanned<DeValue>) -> Option<Node> {
+    fn build_node(&mut self, value: &Spanned<DeValue>) -> Option<Node> {
         let span = shifted(value.span(), self.base);
         let tree = match value.get_ref() {
             DeValue::String(text) => Tree::String(text.to_string()),
@@ -128,11 +128,11 @@ impl TreeBuilder<'_> {
             DeValue::Array(values) => {
                 let mut items = vec![];
                 for value in values {
-                    items.extend(self.node(value));
+                    items.extend(self.build_node(value));
                 }
                 Tree::List(items)
             }
-            DeValue::Table(table) => Tree::Table(self.table(table)),
+            DeValue::Table(table) => Tree::Table(self.build_table(table)),
         };
         Some(Node { tree, span })
     }

@@ -79,7 +79,7 @@ impl SourceMap {
             self.problems.push(problem);
             return;
         }
-        let tree = match source.tree(base) {
+        let tree = match source.parse(base) {
             Ok(tree) => tree,
             Err(mistakes) => {
                 self.problems.extend(mistakes);

@@ -142,7 +142,7 @@ impl Rows {
             default => format!("`{}`", toml(default)),
         };
         let meaning = cell(schema["description"].as_str().unwrap_or_default());
-        let value = value(schema);
+        let value = allowed(schema);
         self.markdown += &format!("| `{name}` | {value} | {default} | {meaning} |\n");
     }
 }
@@ -227,7 +227,7 @@ fn variants(schema: &Value) -> Vec<&Value> {
 }
 
 /// The values that a schema allows: `integer from 1 to 3`, `list of strings`, `"f32"` or `"f16"`.
-fn value(schema: &Value) -> String {
+fn allowed(schema: &Value) -> String {
     let texts: Vec<String> = variants(schema).into_iter().map(one_value).collect();
     texts.join(" or ")
 }
@@ -347,7 +347,7 @@ mod tests {
     /// The value cell of a parameter with this schema.
     #[track_caller]
     fn check(schema: Value, expected: &str) {
-        assert_eq!(value(&schema), expected);
+        assert_eq!(allowed(&schema), expected);
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Vars {
     ) -> Vars {
         let mut vars = Vars::default();
         for entry in &tables.vars {
-            match var(entry, map) {
+            match read_var(entry, map) {
                 Ok(var) => vars.vars.push(var),
                 Err(problem) => {
                     problems.push(problem);
@@ -65,7 +65,7 @@ impl Vars {
             }
         }
         for entry in &tables.axes {
-            match axis(entry, problems) {
+            match read_axis(entry, problems) {
                 Some(axis) => vars.axes.push(axis),
                 None => vars.invalid.push(entry.key.clone()),
             }
@@ -373,7 +373,7 @@ fn parse_as(old: &Tree, text: &str) -> Option<Tree> {
 }
 
 /// The variable that `entry` defines.
-fn var(entry: &Entry, map: &SourceMap) -> Result<Var, Problem> {
+fn read_var(entry: &Entry, map: &SourceMap) -> Result<Var, Problem> {
     let name = entry.key.clone();
     let Node { tree, span } = &entry.node;
     let value = match tree {
@@ -403,7 +403,7 @@ fn var(entry: &Entry, map: &SourceMap) -> Result<Var, Problem> {
 }
 
 /// The axis that `entry` defines, without invalid values.
-fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
+fn read_axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
     let (name, at) = (entry.key.clone(), entry.key_span.clone());
     let items = match &entry.node.tree {
         Tree::List(items) if !items.is_empty() => items.as_slice(),
