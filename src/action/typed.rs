@@ -1,6 +1,6 @@
-//! The way authors write a stage: with serde types for its parameters and orders.
+//! The interface for authors of stages: parameters and orders are serde types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use schemars::generate::SchemaSettings;
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
-use super::params::mistakes;
+use super::params::validate;
 use super::{
     Action, Demand, Given, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
     StageSpec, ToolFile, WorkOrder,
@@ -19,21 +19,22 @@ use crate::base::{Code, Context, Problem, Result};
 
 /// A stage with typed parameters. `Erased(MyStage)` makes it a [`Stage`].
 pub trait TypedStage: Send + Sync + 'static {
-    /// The stage's table in the plan, without input slots and what every stage may have;
+    /// The table of the stage in the plan without input slots and common keys. It has
     /// `deny_unknown_fields`.
     type Params: DeserializeOwned + JsonSchema;
-    /// The parameters of one part: what goes into the key.
+    /// The parameters of one part, which are part of the key.
     type Order: Serialize + DeserializeOwned;
-    /// What the stage is.
+    /// The specification of the kind.
     const SPEC: StageSpec;
 
-    /// What the schema does not say: patterns, URLs, slots that exclude each other. Numbers may
-    /// still be outside the range that the schema gives them.
+    /// Checks what the schema cannot express: patterns, URLs, slots that exclude each other. It also
+    /// runs if numbers are outside of the range of the schema.
     fn check(_params: &Self::Params, _given: &[Given]) -> Vec<ParamProblem> {
         vec![]
     }
 
-    /// The tools that a stage with these parameters and inputs loads, or [may](super::MAY_BE) load.
+    /// The tools that a stage with these parameters and inputs loads. Optional ones end in
+    /// [`MAY_BE`](super::MAY_BE).
     fn tools(_params: &Self::Params, _given: &[Given]) -> Vec<&'static str> {
         vec![]
     }
@@ -64,7 +65,7 @@ pub trait TypedStage: Send + Sync + 'static {
 pub struct Order<T> {
     /// Prefix of its outputs in the manifest; empty for a stage with a single order.
     pub name: String,
-    /// Parameters resolved for this part.
+    /// The parameters of this part.
     pub params: T,
     /// What it reads.
     pub inputs: BTreeMap<String, Part>,
@@ -79,7 +80,7 @@ pub struct Order<T> {
 }
 
 impl<T> Order<T> {
-    /// An order that reads nothing yet.
+    /// An order without inputs.
     pub fn new(name: impl Into<String>, params: T) -> Self {
         Order {
             name: name.into(),
@@ -104,26 +105,26 @@ impl<T> Order<T> {
         self
     }
 
-    /// Sets where what it asks for comes from.
+    /// Sets where its data comes from.
     pub fn origin(mut self, origin: impl Into<String>) -> Self {
         self.origin = Some(origin.into());
         self
     }
 
-    /// Sets what it needs.
+    /// Sets the resources that it needs.
     pub fn demand(mut self, demand: Demand) -> Self {
         self.demand = demand;
         self
     }
 
-    /// Sets what to do where that is too much.
+    /// Sets alternatives that need fewer resources.
     pub fn smaller(mut self, smaller: Vec<Smaller>) -> Self {
         self.smaller = smaller;
         self
     }
 }
 
-/// A typed stage without its types.
+/// Makes a [`TypedStage`] a [`Stage`].
 pub struct Erased<S>(pub S);
 
 impl<S: TypedStage> Stage for Erased<S> {
@@ -132,7 +133,7 @@ impl<S: TypedStage> Stage for Erased<S> {
     }
 
     fn schema(&self) -> Schema {
-        // Inline, so that the definitions of two stages never bear one name.
+        // Inline, so that definitions of different stages cannot have the same name.
         let settings =
             SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
         settings
@@ -145,12 +146,11 @@ impl<S: TypedStage> Stage for Erased<S> {
         params: &Value,
         given: &[Given],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
-        let mut found = mistakes(self.schema().as_value(), params);
-        let read: std::result::Result<S::Params, _> = serde_path_to_error::deserialize(params);
-        let params = match read {
+        let mut problems = validate(self.schema().as_value(), params);
+        let parsed: std::result::Result<S::Params, _> = serde_path_to_error::deserialize(params);
+        let params = match parsed {
             Ok(params) => params,
-            // The schema has said why.
-            Err(_) if !found.is_empty() => return Err(found),
+            Err(_) if !problems.is_empty() => return Err(problems),
             Err(error) => {
                 let path: Vec<String> = error.path().iter().map(step).collect();
                 let message = error.inner().to_string();
@@ -160,14 +160,18 @@ impl<S: TypedStage> Stage for Erased<S> {
                 }]);
             }
         };
-        // What the schema refuses is not refused twice.
-        let mut more = S::check(&params, given);
-        more.retain(|problem| {
-            problem.path.is_empty() || found.iter().all(|known| known.path != problem.path)
-        });
-        found.extend(more);
-        if !found.is_empty() {
-            return Err(found);
+        // A value that the schema does not allow is reported once.
+        let mut reported: BTreeSet<String> = BTreeSet::new();
+        for problem in &problems {
+            reported.insert(problem.path.clone());
+        }
+        for problem in S::check(&params, given) {
+            if problem.path.is_empty() || !reported.contains(&problem.path) {
+                problems.push(problem);
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
         }
         let tools = S::tools(&params, given);
         Ok(tools.into_iter().map(String::from).collect())
@@ -187,29 +191,20 @@ impl<S: TypedStage> Stage for Erased<S> {
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
         let params: S::Params = read(S::SPEC.kind, params)?;
-        let order = |order: Order<S::Order>| {
-            let Order {
-                name,
-                params,
-                inputs,
-                tools,
-                origin,
-                demand,
-                smaller,
-            } = order;
-            let params = serde_json::to_value(params)
-                .context(Code::Order, || "serialize an order".into())?;
-            Ok(WorkOrder {
-                name,
-                params,
-                inputs,
-                tools,
-                origin,
-                demand,
-                smaller,
-            })
-        };
-        S::expand(params, inputs)?.into_iter().map(order).collect()
+        let mut orders = vec![];
+        for order in S::expand(params, inputs)? {
+            orders.push(WorkOrder {
+                params: serde_json::to_value(order.params)
+                    .context(Code::Order, || "serialize an order".into())?,
+                name: order.name,
+                inputs: order.inputs,
+                tools: order.tools,
+                origin: order.origin,
+                demand: order.demand,
+                smaller: order.smaller,
+            });
+        }
+        Ok(orders)
     }
 
     fn run(&self, action: &Action, job: &Job) -> Result<Outputs> {
@@ -217,7 +212,7 @@ impl<S: TypedStage> Stage for Erased<S> {
     }
 }
 
-/// Keys as they are: they may hold dots.
+/// A step of a path. Keys may contain dots.
 fn step(segment: &Segment) -> String {
     match segment {
         Segment::Map { key } | Segment::Enum { variant: key } => key.clone(),

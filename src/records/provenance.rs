@@ -205,7 +205,7 @@ fn utc(seconds: u64) -> Option<String> {
             return None;
         }
     }
-    let february = days_of(year) - 337;
+    let february = if days_of(year) == 366 { 29 } else { 28 };
     let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let mut month = 1;
     for length in lengths {
