@@ -338,9 +338,9 @@ impl<'a> Checker<'a> {
         slots: &Slots,
     ) -> (Map<String, Value>, Vec<String>) {
         let (mut params, mut misspelled) = (Map::new(), vec![]);
-        let mut known: Vec<&str> = spec.inputs.iter().map(|slot| slot.name).collect();
-        known.extend(spec.params);
-        known.extend(COMMON);
+        let mut keys: Vec<&str> = spec.inputs.iter().map(|slot| slot.name).collect();
+        keys.extend(spec.params);
+        keys.extend(COMMON);
         for entry in &self.stage.table.entries {
             let key = entry.key.as_str();
             if spec.params.contains(&key) {
@@ -352,17 +352,17 @@ impl<'a> Checker<'a> {
                 params.insert(key.into(), value);
                 continue;
             }
-            if known.contains(&key) {
+            if keys.contains(&key) {
                 continue;
             }
-            misspelled.extend(closest(key, known.iter().copied()).map(String::from));
+            misspelled.extend(closest(key, keys.iter().copied()).map(String::from));
             let message = format!("a stage of kind `{}` has no `{key}`", spec.kind);
             self.problem(
                 Code::PlanUnknownParameter,
                 message,
                 &entry.key_span,
                 "here",
-                hint(key, "it has", known.iter().copied()),
+                hint(key, "it has", keys.iter().copied()),
             );
         }
         // A tool without a source was reported already.

@@ -222,7 +222,7 @@ fn a_pin_holds_against_what_was_imported() {
     fs::write(bench.path("evil.tar"), tar.into_inner().unwrap()).unwrap();
     bench.says("other", "cache import evil.tar");
     let plan = bench.says("other", "plan plan.toml");
-    assert!(plan.contains("not known to be what is pinned"), "{plan}");
+    assert!(plan.contains("not verified against the pin"), "{plan}");
     assert_eq!(bench.build("other", "native"), (0, parts));
     assert!(
         Disk::open(&bench.path("other"))

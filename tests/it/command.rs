@@ -656,7 +656,7 @@ fn a_result_without_the_outputs_that_are_named_does_not_count() {
     let left = bench.run(&["plan", "pots.toml"]);
     assert!(
         left.said
-            .contains("what the cache has is not what `outputs` names"),
+            .contains("the cached result does not match `outputs`"),
         "{}",
         left.said
     );

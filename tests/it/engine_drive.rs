@@ -190,7 +190,7 @@ fn a_result_whose_blob_is_gone_is_no_hit() {
         panic!("one part starts")
     };
     assert!(
-        started.starts_with("clay/0: gone from the cache: b3:"),
+        started.starts_with("clay/0: missing from the cache: b3:"),
         "{started}"
     );
 }

@@ -38,7 +38,7 @@ fn a_file_that_may_not_grow_fails_the_build_and_nothing_else() {
             said(&output)
         );
         assert!(
-            said(&output).contains("make room"),
+            said(&output).contains("free some space"),
             "{blocks}: {}",
             said(&output)
         );
@@ -100,7 +100,7 @@ fn a_full_disk_fails_the_build_and_nothing_else() {
                 "{size} kB: {text}"
             );
             assert!(
-                text.contains("first 1\n") && text.contains("make room"),
+                text.contains("first 1\n") && text.contains("free some space"),
                 "{size} kB: {text}"
             );
         }

@@ -10,13 +10,13 @@ fn a_log_has_a_few_lines_a_stage() {
     let expected = "\
 done   text: 3 parts, from the cache
 done   source: 1 part, from the cache
-begin  weights: version of the stage's code: 1 -> 2
+begin  weights: stage version: 1 -> 2
 retry  weights/b: attempt 1 failed: no answer
        weights/b: 11.50 s
 done   weights: 2 parts, 1 from the cache, 1 ran in 11.50 s
-begin  graph: for the first time
+begin  graph: first build
 failed graph: failed to write
-skip   dlc: a stage it waits for failed
+skip   dlc: a stage that it depends on failed
 ";
     assert_eq!(String::from_utf8(text).unwrap(), expected);
 }
@@ -177,7 +177,7 @@ fn three_hundred_parts_in_flight_are_a_few_lines() {
         "
 weights  ━━━━╸             75/300, 200 running
 npu      1.00 s
-halves   ╸                 0/300, waits for room
+halves   ╸                 0/300, waiting for resources
   weights/blk.75.attn_q.weight  ━━━━╸             1.0 MB of 4.0 MB, 1.93 s
   weights/blk.76.attn_q.weight  1.92 s
   weights/blk.77.attn_q.weight  1.92 s
@@ -192,7 +192,7 @@ halves   ╸                 0/300, waits for room
         "
 weights  75/300, 200 running
 npu      1.00 s
-halves   0/300, waits for room
+halves   0/300, waiting for resources
   weights…  1.0 MB of 4.0 MB,…
 76 of 602 parts: 76 from the …",
     );
@@ -200,7 +200,7 @@ halves   0/300, waits for room
         &busy(),
         80,
         4,
-        "weights  ━━━━╸             75/300, 200 running\nand 2 stages more\n76 of 602 parts: 76 \
+        "weights  ━━━━╸             75/300, 200 running\nand 2 more stages\n76 of 602 parts: 76 \
          from the cache, 0 ran; 3.00 s",
     );
 }

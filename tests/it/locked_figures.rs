@@ -129,7 +129,7 @@ fn a_lock_that_was_cut_or_edited_is_no_lock() {
     for call in ["verify shop.toml", "build shop.toml --locked"] {
         let (code, _, errors) = shop.kiln(call, &[]);
         assert!(
-            code == 2 && errors.contains("names no artifact of `weight`"),
+            code == 2 && errors.contains("has no artifact of `weight`"),
             "{call}: {errors}"
         );
     }
@@ -145,7 +145,7 @@ fn a_lock_that_was_cut_or_edited_is_no_lock() {
     );
     let (code, said, _) = shop.kiln("build shop.toml --locked", &[]);
     assert!(
-        code == 3 && said.contains("the lock says something else of what is written out"),
+        code == 3 && said.contains("the lock has other files"),
         "{said}"
     );
 }

@@ -43,7 +43,7 @@ help: another op</failure>
     </testsuite>
     <testsuite name="dlc" tests="1" skipped="1" errors="0" failures="0" time="0.000">
         <testcase name="dlc" classname="dlc" time="0.000">
-            <skipped message="a stage it waits for failed"/>
+            <skipped message="a stage that it depends on failed"/>
         </testcase>
     </testsuite>
 </testsuites>
@@ -71,8 +71,8 @@ fn what_did_not_come_to_an_end_is_skipped() {
         said,
         [
             "b interrupted",
-            "graph the build ended before it",
-            "dlc the build ended before it"
+            "graph the build ended before it ran",
+            "dlc the build ended before it ran"
         ]
     );
 }
@@ -97,7 +97,7 @@ fn a_trace_has_a_slice_for_each_part_that_ran() {
     let slices = phase(&trace, "X");
     let slice = serde_json::json!({
         "name": "weights/b", "cat": "weights", "ph": "X", "ts": 6000, "dur": 11_500_000, "pid": 1, "tid": 1,
-        "args": {"why": ["version of the stage's code: 1 -> 2"], "took_ms": 11_500, "output_bytes": 10},
+        "args": {"why": ["stage version: 1 -> 2"], "took_ms": 11_500, "output_bytes": 10},
     });
     assert_eq!(slices[0], slice);
     assert_eq!(slices.len(), 2);
