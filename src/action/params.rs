@@ -1,9 +1,8 @@
 //! Checks parameters against the JSON Schema of their stage kind: unknown and missing keys, types,
-//! ranges and choices. It finds all mistakes at once; serde would stop at the first.
+//! ranges and choices. It finds all problems at once; serde stops at the first.
 //!
-//! It knows the keywords that schemars writes for the parameters of stages, with all subschemas
-//! inline. `pattern` is left to [`TypedStage::check`](super::TypedStage::check), which has better
-//! messages.
+//! It handles the keywords that schemars writes for the parameters of stages, with all subschemas
+//! inline. [`TypedStage::check`](super::TypedStage::check) checks patterns, with better messages.
 
 use serde_json::{Map, Value};
 
@@ -11,29 +10,27 @@ use super::ParamProblem;
 use crate::base::{Code, Problem, closest, hint, near};
 
 /// Everything in `params` that `schema` does not allow, in the order of the keys.
-pub fn mistakes(schema: &Value, params: &Value) -> Vec<ParamProblem> {
-    let mut walk = Walk {
-        path: vec![],
-        found: vec![],
-    };
-    walk.value(schema, params);
-    walk.found
+pub fn validate(schema: &Value, params: &Value) -> Vec<ParamProblem> {
+    let mut validator = Validator::default();
+    validator.value(schema, params);
+    validator.problems
 }
 
-/// Goes through a value and its schema side by side.
-struct Walk {
-    /// Keys and indices from the stage's table to the current value.
+/// Traverses a value and its schema together.
+#[derive(Default)]
+struct Validator {
+    /// Keys and indices from the table of the stage to the current value.
     path: Vec<String>,
-    found: Vec<ParamProblem>,
+    problems: Vec<ParamProblem>,
 }
 
-impl Walk {
+impl Validator {
     fn value(&mut self, schema: &Value, value: &Value) {
-        if let Some(choices) = choices(schema) {
-            return self.choice(schema, &choices, value);
+        if let Some(choices) = words(schema) {
+            return self.one_of_words(schema, &choices, value);
         }
-        if let Some(alternatives) = alternatives(schema) {
-            return self.one_of(schema, &alternatives, value);
+        if let Some(forms) = alternatives(schema) {
+            return self.one_of_forms(schema, &forms, value);
         }
         if !is_of_type(schema, value) {
             return self.wrong_type(schema, value);
@@ -52,8 +49,8 @@ impl Walk {
         }
     }
 
-    /// A value that is one of some words.
-    fn choice(&mut self, schema: &Value, choices: &[&str], value: &Value) {
+    /// A value that is one of `choices`.
+    fn one_of_words(&mut self, schema: &Value, choices: &[&str], value: &Value) {
         let Some(word) = value.as_str() else {
             return self.wrong_type(schema, value);
         };
@@ -68,25 +65,24 @@ impl Walk {
         });
     }
 
-    /// A value that may have one of several forms. Reports the mistakes in the form whose type it
-    /// has.
-    fn one_of(&mut self, schema: &Value, alternatives: &[&Value], value: &Value) {
-        let mut meant = None;
-        for alternative in alternatives {
-            let mut walk = Walk {
+    /// A value that has one of several forms. Reports the problems in the form that accepts its type.
+    fn one_of_forms(&mut self, schema: &Value, forms: &[&Value], value: &Value) {
+        let mut reported = None;
+        for form in forms {
+            let mut validator = Validator {
                 path: self.path.clone(),
-                found: vec![],
+                problems: vec![],
             };
-            walk.value(alternative, value);
-            if walk.found.is_empty() {
+            validator.value(form, value);
+            if validator.problems.is_empty() {
                 return;
             }
-            if meant.is_none() && accepts_type(alternative, value) {
-                meant = Some(walk.found);
+            if reported.is_none() && accepts_type(form, value) {
+                reported = Some(validator.problems);
             }
         }
-        match meant {
-            Some(found) => self.found.extend(found),
+        match reported {
+            Some(problems) => self.problems.extend(problems),
             None => self.wrong_type(schema, value),
         }
     }
@@ -94,18 +90,18 @@ impl Walk {
     fn table(&mut self, schema: &Value, table: &Map<String, Value>) {
         let none = Map::new();
         let properties = schema["properties"].as_object().unwrap_or(&none);
-        // Keys that are there with a typing error are not missing.
-        let mut meant = vec![];
+        // Keys that are present with a typing error are not reported as missing.
+        let mut misspelled = vec![];
         for (key, value) in table {
             let property = properties
                 .get(key)
                 .unwrap_or(&schema["additionalProperties"]);
             self.path.push(key.clone());
             if *property == Value::Bool(false) {
-                let known: Vec<&str> = properties.keys().map(String::as_str).collect();
-                meant.extend(closest(key, known.iter().copied()));
+                let keys: Vec<&str> = properties.keys().map(String::as_str).collect();
+                misspelled.extend(closest(key, keys.iter().copied()));
                 let problem = Problem::new(Code::PlanUnknownParameter, "there is no such key");
-                self.push(problem.help(hint(key, "its keys", known)));
+                self.push(problem.help(hint(key, "its keys", keys)));
             } else {
                 self.value(property, value);
             }
@@ -113,7 +109,7 @@ impl Walk {
         }
         let required = schema["required"].as_array().into_iter().flatten();
         for key in required.filter_map(Value::as_str) {
-            if table.contains_key(key) || meant.contains(&key) {
+            if table.contains_key(key) || misspelled.contains(&key) {
                 continue;
             }
             let property = properties.get(key).unwrap_or(&Value::Null);
@@ -130,11 +126,11 @@ impl Walk {
     fn list(&mut self, schema: &Value, items: &[Value]) {
         let least = schema["minItems"].as_u64().unwrap_or(0);
         if (items.len() as u64) < least {
-            let items = match items.len() {
+            let found = match items.len() {
                 0 => "an empty list".into(),
-                found => format!("{found} items"),
+                count => format!("{count} items"),
             };
-            let message = format!("expected {}, found {items}", expected(schema));
+            let message = format!("expected {}, found {found}", expected(schema));
             self.push(described(
                 Problem::new(Code::PlanParameter, message),
                 schema,
@@ -153,7 +149,7 @@ impl Walk {
     }
 
     fn wrong_type(&mut self, schema: &Value, value: &Value) {
-        let message = format!("expected {}, found {}", expected(schema), what(value));
+        let message = format!("expected {}, found {}", expected(schema), describe(value));
         self.push(described(
             Problem::new(Code::PlanWrongType, message),
             schema,
@@ -161,77 +157,90 @@ impl Walk {
     }
 
     fn push(&mut self, problem: Problem) {
-        self.found.push(ParamProblem {
+        self.problems.push(ParamProblem {
             path: self.path.join("/"),
             problem,
         });
     }
 }
 
-/// Adds the description of the value as help.
+/// Adds the description in `schema` as help, on one line.
 fn described(problem: Problem, schema: &Value) -> Problem {
-    match schema["description"].as_str() {
-        Some(description) => {
-            problem.help(description.split_whitespace().collect::<Vec<_>>().join(" "))
-        }
-        None => problem,
-    }
+    let Some(description) = schema["description"].as_str() else {
+        return problem;
+    };
+    let words: Vec<&str> = description.split_whitespace().collect();
+    problem.help(words.join(" "))
 }
 
-/// The words that `schema` allows, if it allows nothing else.
-fn choices(schema: &Value) -> Option<Vec<&str>> {
+/// The words that `schema` allows, if it allows only words.
+fn words(schema: &Value) -> Option<Vec<&str>> {
     if let Some(word) = schema.get("const") {
         return Some(vec![word.as_str()?]);
     }
-    if let Some(words) = schema.get("enum") {
-        return words.as_array()?.iter().map(Value::as_str).collect();
+    let mut all = vec![];
+    if let Some(list) = schema.get("enum") {
+        for word in list.as_array()? {
+            all.push(word.as_str()?);
+        }
+    } else {
+        for form in alternatives(schema)? {
+            all.extend(words(form)?);
+        }
     }
-    let alternatives = alternatives(schema)?;
-    let words: Option<Vec<Vec<&str>>> = alternatives.into_iter().map(choices).collect();
-    Some(words?.concat())
+    Some(all)
 }
 
-/// The forms that a value may have. TOML has no null.
+/// The forms that a value may have, without null, which TOML does not have.
 fn alternatives(schema: &Value) -> Option<Vec<&Value>> {
-    let all = schema.get("anyOf").or_else(|| schema.get("oneOf"))?;
-    let is_some = |form: &&Value| form["type"] != "null";
-    Some(all.as_array()?.iter().filter(is_some).collect())
+    let all = schema.get("anyOf").or(schema.get("oneOf"))?;
+    let mut forms = vec![];
+    for form in all.as_array()? {
+        if form["type"] != "null" {
+            forms.push(form);
+        }
+    }
+    Some(forms)
 }
 
-/// The types that `schema` allows; none where it allows all.
+/// The types that `schema` allows. Empty if it allows all.
 fn types(schema: &Value) -> Vec<&str> {
-    match &schema["type"] {
-        Value::String(one) => vec![one],
-        Value::Array(several) => several
-            .iter()
-            .filter_map(Value::as_str)
-            .filter(|name| *name != "null")
-            .collect(),
-        _ => vec![],
-    }
+    let several = match &schema["type"] {
+        Value::String(name) => return vec![name],
+        Value::Array(names) => names.as_slice(),
+        _ => &[],
+    };
+    let mut types: Vec<&str> = several.iter().filter_map(Value::as_str).collect();
+    types.retain(|name| *name != "null");
+    types
 }
 
 fn is_of_type(schema: &Value, value: &Value) -> bool {
-    let types = types(schema);
-    let is = |name: &&str| match *name {
-        "object" => value.is_object(),
-        "array" => value.is_array(),
-        "string" => value.is_string(),
-        "boolean" => value.is_boolean(),
-        "integer" => value.is_i64() || value.is_u64(),
-        "number" => value.is_number(),
-        _ => false,
-    };
-    types.is_empty() || types.iter().any(is)
+    let allowed = types(schema);
+    for name in &allowed {
+        let is_of_this_type = match *name {
+            "object" => value.is_object(),
+            "array" => value.is_array(),
+            "string" => value.is_string(),
+            "boolean" => value.is_boolean(),
+            "integer" => value.is_i64() || value.is_u64(),
+            "number" => value.is_number(),
+            _ => false,
+        };
+        if is_of_this_type {
+            return true;
+        }
+    }
+    allowed.is_empty()
 }
 
-/// Whether a value of this type may be right in `schema`.
+/// Whether `schema` allows values of the type of `value`.
 fn accepts_type(schema: &Value, value: &Value) -> bool {
-    if choices(schema).is_some() {
+    if words(schema).is_some() {
         return value.is_string();
     }
     match alternatives(schema) {
-        Some(alternatives) => alternatives.iter().any(|form| accepts_type(form, value)),
+        Some(forms) => forms.iter().any(|form| accepts_type(form, value)),
         None => is_of_type(schema, value),
     }
 }
@@ -247,7 +256,7 @@ struct Range {
 impl Range {
     fn of(schema: &Value) -> Self {
         let bound = |keyword: &str| schema[keyword].as_f64();
-        // schemars leaves out the bounds of the type itself.
+        // schemars does not write the bounds of integer types.
         let (first, last) = match schema["format"].as_str() {
             Some("uint32") => (Some(0.0), Some(f64::from(u32::MAX))),
             Some("int32") => (Some(f64::from(i32::MIN)), Some(f64::from(i32::MAX))),
@@ -267,54 +276,65 @@ fn is_in_range(schema: &Value, value: &Value) -> bool {
     let Some(number) = value.as_f64() else {
         return true;
     };
-    let Range {
-        least,
-        above,
-        most,
-        below,
-    } = Range::of(schema);
-    least.is_none_or(|least| number >= least)
-        && above.is_none_or(|above| number > above)
-        && most.is_none_or(|most| number <= most)
-        && below.is_none_or(|below| number < below)
+    let range = Range::of(schema);
+    let is_below_range = match (range.least, range.above) {
+        (Some(least), _) if number < least => true,
+        (_, Some(above)) if number <= above => true,
+        _ => false,
+    };
+    let is_above_range = match (range.most, range.below) {
+        (Some(most), _) if number > most => true,
+        (_, Some(below)) if number >= below => true,
+        _ => false,
+    };
+    !is_below_range && !is_above_range
 }
 
-/// What the schema allows, in words.
+/// The values that the schema allows, in words.
 fn expected(schema: &Value) -> String {
-    if let Some(choices) = choices(schema) {
+    if let Some(choices) = words(schema) {
         return either(&choices);
     }
-    if let Some(alternatives) = alternatives(schema) {
-        let forms: Vec<String> = alternatives.into_iter().map(expected).collect();
-        return forms.join(", or ");
+    let mut texts = vec![];
+    if let Some(forms) = alternatives(schema) {
+        for form in forms {
+            texts.push(expected(form));
+        }
+        return texts.join(", or ");
     }
-    let types = types(schema);
-    let words = types.iter().map(|name| match *name {
-        "object" => match schema["properties"].as_object() {
-            Some(properties) if (1..=6).contains(&properties.len()) => {
-                let keys: Vec<&str> = properties.keys().map(String::as_str).collect();
-                format!("a table with {}", either(&keys))
-            }
-            _ => "a table".into(),
-        },
-        "array" => list(schema),
-        "string" => "a string".into(),
-        "boolean" => "true or false".into(),
-        "integer" => format!("an integer{}", range(schema)),
-        "number" => format!("a number{}", range(schema)),
-        other => other.to_string(),
-    });
-    match words.collect::<Vec<String>>() {
-        words if words.is_empty() => "a value".into(),
-        words => words.join(", or "),
+    for name in types(schema) {
+        texts.push(match name {
+            "object" => table(schema),
+            "array" => list(schema),
+            "string" => "a string".into(),
+            "boolean" => "true or false".into(),
+            "integer" => format!("an integer{}", range(schema)),
+            "number" => format!("a number{}", range(schema)),
+            other => other.to_string(),
+        });
+    }
+    if texts.is_empty() {
+        return "a value".into();
+    }
+    texts.join(", or ")
+}
+
+/// A table, in words.
+fn table(schema: &Value) -> String {
+    match schema["properties"].as_object() {
+        Some(properties) if (1..=6).contains(&properties.len()) => {
+            let keys: Vec<&str> = properties.keys().map(String::as_str).collect();
+            format!("a table with {}", either(&keys))
+        }
+        _ => "a table".into(),
     }
 }
 
 /// A list, in words.
 fn list(schema: &Value) -> String {
     let items = &schema["items"];
-    let of = match (choices(items), types(items).as_slice()) {
-        (Some(choices), _) => either(&choices),
+    let of = match (words(items), types(items).as_slice()) {
+        (Some(words), _) => either(&words),
         (None, ["string"]) => "strings".into(),
         (None, ["integer"]) => "integers".into(),
         (None, ["number"]) => "numbers".into(),
@@ -366,20 +386,19 @@ fn range(schema: &Value) -> String {
 
 /// `a`, `b` or `c`, each in backquotes.
 fn either(words: &[&str]) -> String {
-    let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
-    match quoted.as_slice() {
+    match words {
         [] => "nothing".into(),
-        [only] => only.clone(),
-        [most @ .., last] => format!("{} or {last}", most.join(", ")),
+        [only] => format!("`{only}`"),
+        [most @ .., last] => format!("`{}` or `{last}`", most.join("`, `")),
     }
 }
 
-/// What a value is, in words; short ones as they are written.
-fn what(value: &Value) -> String {
+/// A value in words. Short ones are quoted.
+fn describe(value: &Value) -> String {
     match value {
         Value::String(text) if text.len() <= 40 => format!("the string {value}"),
         Value::String(_) => "a string".into(),
-        Value::Bool(truth) => format!("{truth}"),
+        Value::Bool(value) => format!("{value}"),
         Value::Number(number) => format!("{number}"),
         Value::Array(_) => "a list".into(),
         Value::Object(_) => "a table".into(),

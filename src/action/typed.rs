@@ -1,6 +1,6 @@
-//! Stages with serde types for their parameters and orders.
+//! The interface for authors of stages: parameters and orders are serde types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use schemars::generate::SchemaSettings;
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
-use super::params::mistakes;
+use super::params::validate;
 use super::{
     Action, Demand, InputStage, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
     StageSpec, ToolFile, WorkOrder,
@@ -19,22 +19,22 @@ use crate::base::{Code, Context, Problem, Result};
 
 /// A stage with typed parameters. `Erased(MyStage)` is a [`Stage`].
 pub trait TypedStage: Send + Sync + 'static {
-    /// The stage's table in the plan, without input slots and common parameters; must
+    /// The table of the stage in the plan without input slots and common keys. It has
     /// `deny_unknown_fields`.
     type Params: DeserializeOwned + JsonSchema;
     /// The parameters of one part, which are part of the key.
     type Order: Serialize + DeserializeOwned;
-    /// The specification.
+    /// The specification of the kind.
     const SPEC: StageSpec;
 
-    /// Checks what the schema does not say: patterns, URLs, slots that exclude each other. Numbers
-    /// may still be outside the range that the schema gives them.
+    /// Checks what the schema cannot express: patterns, URLs, slots that exclude each other. It also
+    /// runs if numbers are outside of the range of the schema.
     fn check(_params: &Self::Params, _inputs: &[InputStage]) -> Vec<ParamProblem> {
         vec![]
     }
 
-    /// The tools that a stage with these parameters and inputs loads, or
-    /// [may](super::OPTIONAL_TOOL) load.
+    /// The tools that a stage with these parameters and inputs loads. Optional ones end in
+    /// [`OPTIONAL_TOOL`](super::OPTIONAL_TOOL).
     fn tools(_params: &Self::Params, _inputs: &[InputStage]) -> Vec<&'static str> {
         vec![]
     }
@@ -65,7 +65,7 @@ pub trait TypedStage: Send + Sync + 'static {
 pub struct Order<T> {
     /// Prefix of its outputs in the manifest; empty for a stage with a single order.
     pub name: String,
-    /// Parameters resolved for this part.
+    /// The parameters of this part.
     pub params: T,
     /// Its inputs.
     pub inputs: BTreeMap<String, Part>,
@@ -80,7 +80,7 @@ pub struct Order<T> {
 }
 
 impl<T> Order<T> {
-    /// An order without inputs and tools.
+    /// An order without inputs.
     pub fn new(name: impl Into<String>, params: T) -> Self {
         Order {
             name: name.into(),
@@ -105,26 +105,26 @@ impl<T> Order<T> {
         self
     }
 
-    /// See [`Action::origin`].
+    /// Sets where its data comes from.
     pub fn origin(mut self, origin: impl Into<String>) -> Self {
         self.origin = Some(origin.into());
         self
     }
 
-    /// Sets what it needs while it runs.
+    /// Sets the resources that it needs.
     pub fn demand(mut self, demand: Demand) -> Self {
         self.demand = demand;
         self
     }
 
-    /// See [`WorkOrder::smaller`].
+    /// Sets alternatives that need fewer resources.
     pub fn smaller(mut self, smaller: Vec<Smaller>) -> Self {
         self.smaller = smaller;
         self
     }
 }
 
-/// The adapter from a [`TypedStage`] to a [`Stage`].
+/// Makes a [`TypedStage`] a [`Stage`].
 pub struct Erased<S>(pub S);
 
 impl<S: TypedStage> Stage for Erased<S> {
@@ -133,7 +133,7 @@ impl<S: TypedStage> Stage for Erased<S> {
     }
 
     fn schema(&self) -> Schema {
-        // Inline, so that the definitions of two stages never have the same name.
+        // Inline, so that definitions of different stages cannot have the same name.
         let settings =
             SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
         settings
@@ -146,12 +146,11 @@ impl<S: TypedStage> Stage for Erased<S> {
         params: &Value,
         inputs: &[InputStage],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
-        let mut found = mistakes(self.schema().as_value(), params);
-        let read: std::result::Result<S::Params, _> = serde_path_to_error::deserialize(params);
-        let params = match read {
+        let mut problems = validate(self.schema().as_value(), params);
+        let parsed: std::result::Result<S::Params, _> = serde_path_to_error::deserialize(params);
+        let params = match parsed {
             Ok(params) => params,
-            // The schema has said why.
-            Err(_) if !found.is_empty() => return Err(found),
+            Err(_) if !problems.is_empty() => return Err(problems),
             Err(error) => {
                 let path: Vec<String> = error.path().iter().map(path_component).collect();
                 let message = error.inner().to_string();
@@ -161,14 +160,18 @@ impl<S: TypedStage> Stage for Erased<S> {
                 }]);
             }
         };
-        // What the schema refuses is not refused twice.
-        let mut more = S::check(&params, inputs);
-        more.retain(|problem| {
-            problem.path.is_empty() || found.iter().all(|known| known.path != problem.path)
-        });
-        found.extend(more);
-        if !found.is_empty() {
-            return Err(found);
+        // A value that the schema does not allow is reported once.
+        let mut reported: BTreeSet<String> = BTreeSet::new();
+        for problem in &problems {
+            reported.insert(problem.path.clone());
+        }
+        for problem in S::check(&params, inputs) {
+            if problem.path.is_empty() || !reported.contains(&problem.path) {
+                problems.push(problem);
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
         }
         let tools = S::tools(&params, inputs);
         Ok(tools.into_iter().map(String::from).collect())
@@ -190,11 +193,10 @@ impl<S: TypedStage> Stage for Erased<S> {
         let params: S::Params = read(S::SPEC.kind, params)?;
         let mut orders = vec![];
         for order in S::expand(params, inputs)? {
-            let params = serde_json::to_value(order.params)
-                .context(Code::Order, || "serialize an order".into())?;
             orders.push(WorkOrder {
+                params: serde_json::to_value(order.params)
+                    .context(Code::Order, || "serialize an order".into())?,
                 name: order.name,
-                params,
                 inputs: order.inputs,
                 tools: order.tools,
                 origin: order.origin,
@@ -210,8 +212,7 @@ impl<S: TypedStage> Stage for Erased<S> {
     }
 }
 
-/// A component of the path of a parameter. The path is not formatted with dots, since keys may
-/// contain dots.
+/// A step of a path. Keys may contain dots.
 fn path_component(segment: &Segment) -> String {
     match segment {
         Segment::Map { key } | Segment::Enum { variant: key } => key.clone(),

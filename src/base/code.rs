@@ -1,42 +1,42 @@
-//! The codes of problems, in one table: each has a stable text and a class. A new code is one line.
+//! The codes of problems in one table. Each has a stable text and a class. A new code is one line.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What sort of problem a code is. The exit code of the program follows from it.
+/// The class of a code, which determines the exit code of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// The plan, the call or a log is wrong.
+    /// The plan, the command line or a log is invalid.
     Plan,
-    /// A stage failed, or what it works with.
+    /// A stage failed.
     Stage,
-    /// Bytes do not have the digest they must have.
+    /// Bytes have another digest than expected.
     Digest,
-    /// A tool, or a file of a tool, is not there.
+    /// A tool, or a file of a tool, is missing.
     Tool,
-    /// The cache, or a place to write to, cannot be used.
+    /// The cache or an output folder cannot be used.
     Store,
-    /// Ended by Ctrl-C or SIGTERM.
+    /// Interrupted by Ctrl-C or SIGTERM.
     Interrupted,
 }
 
-/// Makes [`Code`] of the classes, with the variants of each and their texts.
+/// Defines [`Code`] from a list of classes with their variants and texts.
 macro_rules! codes {
     ($($class:ident { $($variant:ident = $text:literal,)* })*) => {
-        /// What went wrong, for machines. Its text is stable: `kiln::plan::unknown_key`.
+        /// The code of a problem, for programs. Its text is stable: `kiln::plan::unknown_key`.
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code {
             $($(#[doc = $text] $variant,)*)*
-            /// The code of another kiln, newer than this one.
+            /// A code that this kiln does not have, for example from a log of a newer one.
             Other(OtherCode),
         }
 
         impl Code {
-            /// Every code that this kiln knows.
+            /// All codes of this kiln.
             pub const ALL: &[Code] = &[$($(Code::$variant,)*)*];
 
-            /// The code whose text is `text`. What this kiln does not know is kept as it is.
+            /// The code with this text. An unknown text is kept in [`Code::Other`].
             pub fn of(text: &str) -> Code {
                 match text {
                     $($($text => Code::$variant,)*)*
@@ -52,7 +52,7 @@ macro_rules! codes {
                 }
             }
 
-            /// What sort of problem it is.
+            /// Its class.
             pub fn class(&self) -> Class {
                 match self {
                     $($(Code::$variant)|* => Class::$class,)*

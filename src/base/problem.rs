@@ -1,4 +1,4 @@
-//! What went wrong, where, why, and the way out. The only error type that crosses rooms.
+//! The error type of all modules: what went wrong, where, why, and how to fix it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,16 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{Class, Code, Digest};
 
-/// The way out of a full disk.
-const MAKE_ROOM: &str = "make room (`kiln cache gc` removes what no last build needs) and run the \
-                         same command again: what is done is kept";
+/// Help for a full disk.
+const DISK_FULL: &str = "free some space (`kiln cache gc` removes what no last build needs) and run \
+                         the same command again: finished work is kept";
 
-/// What every fallible function of kiln returns.
+/// The result of a function that can fail.
 pub type Result<T, E = Problem> = std::result::Result<T, E>;
 
-/// One problem: a code for machines, a message and a help line for people, labels into the plan
-/// text, and what caused it. Serializable, so that it survives the way out of a child process.
-/// Small enough to be handed up by value.
+/// A problem: a code for programs, a message and a help line for people, places in the text of the
+/// plan, and causes. A child process sends it to its parent as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
     /// Stable, like `kiln::plan::unknown_key`.
@@ -29,19 +28,19 @@ pub struct Problem {
     /// Places in the plan text (byte ranges) with a few words each.
     #[serde(default)]
     pub labels: Box<[(Range<usize>, String)]>,
-    /// The way out.
+    /// How to fix it.
     #[serde(default)]
     pub help: Option<String>,
-    /// What led to it, outermost first.
+    /// Its causes, outermost first.
     #[serde(default)]
     pub causes: Vec<String>,
-    /// Files for people that the failed work leaves all the same, a report for one: blobs by name.
+    /// Files that are written out although the work failed, for example a report: name -> blob.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub left: Box<BTreeMap<String, Digest>>,
 }
 
 impl Problem {
-    /// A problem with neither place nor advice yet.
+    /// A problem without place, help and causes.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Problem {
             code,
@@ -53,17 +52,17 @@ impl Problem {
         }
     }
 
-    /// What ends work that is being stopped.
+    /// The problem of work that was interrupted.
     pub fn cancelled() -> Self {
         Problem::new(Code::Cancelled, "interrupted")
     }
 
-    /// Whether it only says that work was stopped.
+    /// Whether it is the problem of work that was interrupted.
     pub fn is_cancelled(&self) -> bool {
         self.code.class() == Class::Interrupted
     }
 
-    /// Adds the way out.
+    /// Sets how to fix it.
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
@@ -71,58 +70,62 @@ impl Problem {
 
     /// Adds a place in the plan text.
     pub fn at(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
-        self.labels = self
-            .labels
-            .into_iter()
-            .chain([(span, label.into())])
-            .collect();
+        let mut labels = self.labels.into_vec();
+        labels.push((span, label.into()));
+        self.labels = labels.into();
         self
     }
 
-    /// Adds what led to it: the whole chain of `error`. Where a disk is full, that is the way out.
+    /// Adds `error` and its sources as causes. If a disk is full, adds help.
     pub fn because(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
         let mut next = Some(error);
         while let Some(error) = next {
             self.causes.push(error.to_string());
-            let is_full = error.downcast_ref::<std::io::Error>().is_some_and(|error| {
-                matches!(
-                    error.kind(),
-                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
-                )
-            });
-            if is_full && self.help.is_none() {
-                self.help = Some(MAKE_ROOM.into());
+            if is_disk_full(error) && self.help.is_none() {
+                self.help = Some(DISK_FULL.into());
             }
             next = error.source();
         }
         self
     }
 
-    /// Says what was being done when it happened: `context` becomes the message, the old message
-    /// the first cause.
+    /// Adds context: `context` becomes the message, and the old message the first cause.
     pub fn within(mut self, context: impl Into<String>) -> Self {
         let message = std::mem::replace(&mut self.message, context.into());
         self.causes.insert(0, message);
         self
     }
 
-    /// Message, causes and help, each on lines of its own.
+    /// Message, causes and help, each on its own line.
     pub fn text(&self) -> String {
-        let causes = self
-            .causes
-            .iter()
-            .map(|cause| format!("\ncaused by: {cause}"));
-        let help = self.help.iter().map(|help| format!("\nhelp: {help}"));
-        self.message.clone() + &causes.chain(help).collect::<String>()
+        let mut text = self.message.clone();
+        for cause in &self.causes {
+            text += &format!("\ncaused by: {cause}");
+        }
+        if let Some(help) = &self.help {
+            text += &format!("\nhelp: {help}");
+        }
+        text
+    }
+}
+
+fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    match error.downcast_ref::<std::io::Error>() {
+        Some(error) => matches!(
+            error.kind(),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+        ),
+        None => false,
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        self.causes
-            .iter()
-            .try_for_each(|cause| write!(f, ": {cause}"))
+        for cause in &self.causes {
+            write!(f, ": {cause}")?;
+        }
+        Ok(())
     }
 }
 
@@ -134,22 +137,22 @@ impl Diagnostic for Problem {
     }
 
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        self.help
-            .as_ref()
-            .map(|help| Box::new(help) as Box<dyn fmt::Display>)
+        let help = self.help.as_ref()?;
+        Some(Box::new(help))
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         if self.labels.is_empty() {
             return None;
         }
-        Some(Box::new(self.labels.iter().map(|(span, text)| {
+        let labels = self.labels.iter();
+        Some(Box::new(labels.map(|(span, text)| {
             LabeledSpan::new_with_span(Some(text.clone()), span.start..span.end)
         })))
     }
 }
 
-/// Gives a foreign error a code and says what was being done.
+/// Turns an error into a problem with a code and a message.
 pub trait Context<T> {
     /// `context` completes the sentence "failed to ...", with names and paths.
     fn context(self, code: Code, context: impl FnOnce() -> String) -> Result<T>;
@@ -164,7 +167,7 @@ impl<T, E: std::error::Error + 'static> Context<T> for std::result::Result<T, E>
     }
 }
 
-/// Apart from the trait, whose methods are compiled once for each type and each call.
+/// A function of its own, because the method above is compiled for each type and each call.
 #[cold]
 fn failed_to(code: Code, what: String, error: &(dyn std::error::Error + 'static)) -> Problem {
     Problem::new(code, format!("failed to {what}")).because(error)
@@ -177,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_has_a_way_out() {
+    fn a_full_disk_has_a_help_line() {
         let help = |error: io::Error| {
             Err::<(), _>(error)
                 .context(Code::Io, || "write".into())

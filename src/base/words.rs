@@ -5,8 +5,8 @@ pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     most_similar(word, candidates, 0.5)
 }
 
-/// The candidate most similar to `word`, if it may be a typing error. For values, where two similar
-/// words may mean different things, as the names of chips do.
+/// The candidate most similar to `word`, if `word` is probably a typing error. For values like the
+/// names of chips, where similar words can mean different things.
 pub fn near<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     most_similar(word, candidates, 0.6)
 }
@@ -28,7 +28,7 @@ fn most_similar<'a>(
     best
 }
 
-/// "did you mean `x`?", or the list of `what` there is.
+/// "did you mean `x`?", or the list of all candidates, which `what` names.
 pub fn hint<'a>(
     word: &str,
     what: &str,
@@ -37,12 +37,12 @@ pub fn hint<'a>(
     if let Some(candidate) = closest(word, candidates.clone()) {
         return format!("did you mean `{candidate}`?");
     }
-    let mut known = vec![];
+    let mut quoted = vec![];
     for candidate in candidates {
-        known.push(format!("`{candidate}`"));
+        quoted.push(format!("`{candidate}`"));
     }
-    if known.is_empty() {
+    if quoted.is_empty() {
         return format!("there are no {what}");
     }
-    format!("{what}: {}", known.join(", "))
+    format!("{what}: {}", quoted.join(", "))
 }

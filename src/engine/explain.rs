@@ -209,11 +209,7 @@ mod tests {
             json!({"stage": "dequant", "version": 9}),
             &["kind: requant -> dequant"],
         );
-        check(
-            json!({}),
-            json!({"version": 2}),
-            &["version of the stage's code: 1 -> 2"],
-        );
+        check(json!({}), json!({"version": 2}), &["stage version: 1 -> 2"]);
         check(
             json!({}),
             json!({"params": {"scheme": "f16", "limits": [1], "new": {}}}),

@@ -1,5 +1,5 @@
-//! What a terminal shows while a build runs, as text: a line a stage at work, a few of the parts
-//! that run longest, and a counter. Never more lines than fit, whatever is in flight.
+//! The progress display of a terminal as text: a line per running stage, the parts that have been
+//! running longest, and a counter. It never has more lines than fit on the terminal.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,34 +9,34 @@ use console::{Alignment, pad_str, truncate_str};
 use super::{Event, PartId, StageTally, Summary, TimedListener};
 use crate::base::{bytes, count, duration};
 
-/// More lines than this are too many to read, however tall the terminal is.
+/// Maximum number of lines on a terminal of any height.
 const MAX_LINES: usize = 16;
 
-/// How many of the parts that run longest are shown.
-const PARTS: usize = 4;
+/// Maximum number of running parts.
+const MAX_PARTS: usize = 4;
 
-/// Cells of a bar.
-const BAR: usize = 16;
+/// Width of a bar in cells.
+const BAR_WIDTH: usize = 16;
 
-/// The longest name that others are aligned with.
-const MAX_NAME: usize = 24;
+/// Maximum width of the column of names.
+const MAX_NAME_WIDTH: usize = 24;
 
-/// Terminals narrower than this get no bars.
-const WIDE: usize = 60;
+/// Minimum width of a terminal for bars.
+const MIN_WIDTH_OF_BARS: usize = 60;
 
-/// The state of a build, as far as it is shown.
+/// The state of a build that is displayed.
 #[derive(Default)]
 pub struct Board {
     summary: Summary,
     running: BTreeMap<PartId, Running>,
 }
 
-/// A part at work.
+/// A running part.
 struct Running {
-    since_ms: u64,
-    /// Done, total, unit; a total of 0 is not known.
+    start_ms: u64,
+    /// Done, total and unit. The total is 0 if it is not known.
     progress: Option<(u64, u64, String)>,
-    /// How often it failed before.
+    /// The number of failed attempts.
     retried: u32,
 }
 
@@ -46,7 +46,7 @@ impl TimedListener for Board {
         match event {
             Event::Started { part, .. } => {
                 self.running.entry(part.clone()).or_insert(Running {
-                    since_ms: at_ms,
+                    start_ms: at_ms,
                     progress: None,
                     retried: 0,
                 });
@@ -73,97 +73,90 @@ impl TimedListener for Board {
 }
 
 impl Board {
-    /// What happened so far.
+    /// The counts of all stages.
     pub fn summary(&self) -> &Summary {
         &self.summary
     }
 
-    /// The lines to show `now_ms` after the build began, none wider than `width`, and fewer than
-    /// `height`, but for the counter, which is always there.
+    /// The lines at `now_ms` after the build began. Each has at most `width` columns. There are
+    /// fewer lines than `height`, except that the counter is always there.
     pub fn lines(&self, now_ms: u64, width: usize, height: usize) -> Vec<String> {
-        let room = height.saturating_sub(1).clamp(1, MAX_LINES) - 1;
+        let max_lines = height.saturating_sub(1).clamp(1, MAX_LINES) - 1;
         let mut lines = self.stage_lines(now_ms, width);
-        if lines.len() > room {
-            let shown = room.saturating_sub(1);
+        if lines.len() > max_lines {
+            let shown = max_lines.saturating_sub(1);
             let more = lines.len() - shown;
             lines.truncate(shown);
-            lines.extend((room > 0).then(|| format!("and {} more", count(more, "stage"))));
+            if max_lines > 0 {
+                lines.push(format!("and {}", count(more, "more stage")));
+            }
         }
-        let parts = PARTS.min(room - lines.len());
-        lines.extend(
-            self.longest()
-                .take(parts)
-                .map(|(part, running)| part_line(part, running, now_ms, width)),
-        );
+        let max_parts = MAX_PARTS.min(max_lines - lines.len());
+        for (part, running) in self.oldest_parts().into_iter().take(max_parts) {
+            lines.push(part_line(part, running, now_ms, width));
+        }
         lines.push(self.counter(now_ms));
+        for line in &mut lines {
+            *line = truncate_str(line.trim_end(), width, "…").into_owned();
+        }
         lines
-            .iter()
-            .map(|line| truncate_str(line.trim_end(), width, "…").into_owned())
-            .collect()
     }
 
-    /// The stages at work, those that have something running first.
+    /// The lines of stages that are not completed, those with running parts first.
     fn stage_lines(&self, now_ms: u64, width: usize) -> Vec<String> {
-        let is_failing = self.summary.total(|tally| tally.failed) > 0;
-        let mut running: BTreeMap<&str, usize> = BTreeMap::new();
-        self.running
-            .keys()
-            .for_each(|part| *running.entry(&part.stage).or_default() += 1);
-        let stages = self.summary.stages.iter().map(|(name, tally)| {
-            let running = running.get(name.as_str()).copied().unwrap_or(0);
-            (name, tally, running)
-        });
-        // After a failure nothing begins any more, so what waits is of no interest.
-        let (mut busy, waiting): (Vec<_>, Vec<_>) = stages
-            .filter(|(_, tally, running)| {
-                *running > 0 || (tally.parts > 0 && !tally.completed && !is_failing)
-            })
-            .partition(|(_, _, running)| *running > 0);
-        busy.extend(waiting);
-        let names = busy
-            .iter()
-            .map(|(name, ..)| name.chars().count())
-            .max()
-            .unwrap_or(0)
-            .min(MAX_NAME);
-        let line = |(name, tally, running): &(&String, &StageTally, usize)| {
-            let single = PartId {
-                stage: name.to_string(),
+        let mut running_parts: BTreeMap<&str, usize> = BTreeMap::new();
+        for part in self.running.keys() {
+            *running_parts.entry(&part.stage).or_default() += 1;
+        }
+        // After a failure no part starts, so that waiting stages are not shown.
+        let has_failed = self.summary.total(|tally| tally.failed) > 0;
+        let (mut stages, mut waiting) = (vec![], vec![]);
+        for (name, tally) in &self.summary.stages {
+            let running = running_parts.get(name.as_str()).copied().unwrap_or(0);
+            if running > 0 {
+                stages.push((name, tally, running));
+            } else if tally.parts > 0 && !tally.completed && !has_failed {
+                waiting.push((name, tally, running));
+            }
+        }
+        stages.extend(waiting);
+        let mut name_width = 0;
+        for (name, ..) in &stages {
+            name_width = name_width.max(name.chars().count());
+        }
+        name_width = name_width.min(MAX_NAME_WIDTH);
+        let mut lines = vec![];
+        for (name, tally, running) in stages {
+            let single_part = PartId {
+                stage: name.clone(),
                 part: String::new(),
             };
-            let name = pad_str(name, names, Alignment::Left, None);
-            match self.running.get(&single) {
-                Some(running) => format!("{name}  {}", running.said(now_ms, width)),
-                None => format!("{name}  {}", counts(tally, *running, width)),
-            }
-        };
-        busy.iter().map(line).collect()
+            let state = match self.running.get(&single_part) {
+                Some(running) => running.state(now_ms, width),
+                None => counts(tally, running, width),
+            };
+            let name = pad_str(name, name_width, Alignment::Left, None);
+            lines.push(format!("{name}  {state}"));
+        }
+        lines
     }
 
-    /// The parts that run longest; one that is alone in its stage is shown there.
-    fn longest(&self) -> impl Iterator<Item = (&PartId, &Running)> {
-        let mut parts: Vec<_> = self
-            .running
-            .iter()
-            .filter(|(part, _)| !part.part.is_empty())
-            .collect();
-        parts.sort_by_key(|(_, running)| running.since_ms);
-        parts.into_iter()
+    /// The running parts, oldest first. The only part of a stage is shown in the line of the stage.
+    fn oldest_parts(&self) -> Vec<(&PartId, &Running)> {
+        let mut parts: Vec<_> = self.running.iter().collect();
+        parts.retain(|(part, _)| !part.part.is_empty());
+        parts.sort_by_key(|(_, running)| running.start_ms);
+        parts
     }
 
     fn counter(&self, now_ms: u64) -> String {
-        let total = |number: fn(&StageTally) -> usize| self.summary.total(number);
-        let (hits, ran, failed) = (
-            total(|stage| stage.hits),
-            total(|stage| stage.ran),
-            total(|stage| stage.failed),
-        );
-        let failed = if failed > 0 {
-            format!(", {failed} failed")
-        } else {
-            String::new()
+        let hits = self.summary.total(|stage| stage.hits);
+        let ran = self.summary.total(|stage| stage.ran);
+        let parts = count(self.summary.total(|stage| stage.parts), "part");
+        let failed = match self.summary.total(|stage| stage.failed) {
+            0 => String::new(),
+            failed => format!(", {failed} failed"),
         };
-        let parts = count(total(|stage| stage.parts), "part");
         let time = duration(Duration::from_millis(now_ms));
         format!(
             "{} of {parts}: {hits} from the cache, {ran} ran{failed}; {time}",
@@ -175,76 +168,64 @@ impl Board {
 /// `━━━━╸     120/272, 4 running`.
 fn counts(tally: &StageTally, running: usize, width: usize) -> String {
     let done = tally.hits.saturating_add(tally.ran);
-    let bar = bar(done as u64, tally.parts as u64, width);
-    let said = if running > 0 {
+    let cells = bar(done as u64, tally.parts as u64, width);
+    let state = if running > 0 {
         format!("{running} running")
     } else {
-        "waits for room".into()
+        "waiting for resources".into()
     };
-    let failed = if tally.failed > 0 {
-        format!(", {} failed", tally.failed)
-    } else {
-        String::new()
+    let failed = match tally.failed {
+        0 => String::new(),
+        failed => format!(", {failed} failed"),
     };
-    format!("{bar}{done}/{}, {said}{failed}", tally.parts)
+    format!("{cells}{done}/{}, {state}{failed}", tally.parts)
 }
 
-/// A part below its stage: indented, its name cut so that its state stays readable.
+/// The line of a part. Its name is truncated so that its state is visible.
 fn part_line(part: &PartId, running: &Running, now_ms: u64, width: usize) -> String {
-    let said = running.said(now_ms, width);
-    let room = width.saturating_sub(said.chars().count() + 4).max(8);
-    format!("  {}  {said}", truncate_str(&part.to_string(), room, "…"))
+    let state = running.state(now_ms, width);
+    let name_width = width.saturating_sub(state.chars().count() + 4).max(8);
+    let name = part.to_string();
+    format!("  {}  {state}", truncate_str(&name, name_width, "…"))
 }
 
 impl Running {
     /// `━━━━╸     12.3 MB of 98.4 MB, 3.20 s`.
-    fn said(&self, now_ms: u64, width: usize) -> String {
-        let time = duration(Duration::from_millis(now_ms.saturating_sub(self.since_ms)));
-        let again = if self.retried > 0 {
-            format!(", attempt {}", self.retried.saturating_add(1))
-        } else {
-            String::new()
+    fn state(&self, now_ms: u64, width: usize) -> String {
+        let time = duration(Duration::from_millis(now_ms.saturating_sub(self.start_ms)));
+        let attempt = match self.retried {
+            0 => String::new(),
+            retried => format!(", attempt {}", retried.saturating_add(1)),
         };
-        match &self.progress {
-            None => format!("{time}{again}"),
-            Some((done, total, unit)) => {
-                format!(
-                    "{}{}, {time}{again}",
-                    bar(*done, *total, width),
-                    amount(*done, *total, unit)
-                )
-            }
-        }
+        let Some((done, total, unit)) = &self.progress else {
+            return format!("{time}{attempt}");
+        };
+        let cells = bar(*done, *total, width);
+        let done = amount(*done, *total, unit);
+        format!("{cells}{done}, {time}{attempt}")
     }
 }
 
-/// How much of `total` is done, as cells; nothing where that is not known or there is no room.
+/// A progress bar. Empty if the total is not known or the terminal is too narrow.
 fn bar(done: u64, total: u64, width: usize) -> String {
-    if total == 0 || width < WIDE {
+    if total == 0 || width < MIN_WIDTH_OF_BARS {
         return String::new();
     }
-    let full = (u128::from(done.min(total)) * BAR as u128 / u128::from(total)) as usize;
-    let tip = if full < BAR { "╸" } else { "" };
-    format!("{:BAR$}  ", "━".repeat(full) + tip)
+    let full = (u128::from(done.min(total)) * BAR_WIDTH as u128 / u128::from(total)) as usize;
+    let tip = if full < BAR_WIDTH { "╸" } else { "" };
+    format!("{:BAR_WIDTH$}  ", "━".repeat(full) + tip)
 }
 
 /// `12.3 MB of 98.4 MB`, `3 of 8 windows`.
 fn amount(done: u64, total: u64, unit: &str) -> String {
-    let said = |count| {
-        if unit == "B" {
-            bytes(count)
-        } else {
-            format!("{count}")
-        }
-    };
-    let unit = if unit == "B" {
-        String::new()
+    let (done, known_total, unit) = if unit == "B" {
+        (bytes(done), bytes(total), String::new())
     } else {
-        format!(" {unit}")
+        (done.to_string(), total.to_string(), format!(" {unit}"))
     };
     if total == 0 {
-        format!("{}{unit}", said(done))
+        format!("{done}{unit}")
     } else {
-        format!("{} of {}{unit}", said(done), said(total))
+        format!("{done} of {known_total}{unit}")
     }
 }

@@ -1,5 +1,5 @@
-//! One stream of events; every view of a build is a listener. `docs/events.md` says what each event
-//! is as JSON.
+//! The events of a build and the interface of listeners. Each view of a build is a listener.
+//! `docs/events.md` describes the events as JSON.
 
 use std::fmt;
 
@@ -8,17 +8,16 @@ use serde::{Deserialize, Serialize};
 use super::Why;
 use crate::base::Problem;
 
-/// The number of the events' form. Within it, fields are added, never changed; a new event raises
-/// it.
+/// The version of the event schema. New fields do not change it; a new event does.
 pub const SCHEMA: u32 = 1;
 
-/// A part of a stage: `weights/blk.0.attn_q.weight`; only the stage's name where it has a single
-/// part.
+/// A part of a stage: `weights/blk.0.attn_q.weight`. Displayed as the name of the stage if the stage
+/// has a single part.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct PartId {
-    /// The stage's name in the plan.
+    /// The id of the stage.
     pub stage: String,
-    /// The work order's name; empty for a single one.
+    /// The name of the work order; empty if it is the only one.
     pub part: String,
 }
 
@@ -32,7 +31,7 @@ impl fmt::Display for PartId {
     }
 }
 
-/// What happens in a build, in order.
+/// An event of a build.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[allow(missing_docs)] // a variant says what its fields are
@@ -43,23 +42,23 @@ pub enum Event {
         plan: String,
         stages: Vec<String>,
     },
-    /// A stage knows its parts.
+    /// The parts of a stage are known.
     Expanded { stage: String, parts: usize },
-    /// All parts of a stage were found in the cache in one look: as if expanded, each part hit, and
-    /// sealed.
+    /// All parts of a stage were found in the cache with one lookup. Stands for `Expanded`, a `Hit`
+    /// for each part and `CompletedStage`.
     Unchanged { stage: String, parts: usize },
     /// A part was found in the cache.
     Hit { part: PartId },
-    /// A part begins to run.
+    /// A part starts to run.
     Started { part: PartId, why: Vec<Why> },
-    /// A part has come this far.
+    /// A running part reports progress. The total is 0 if it is not known.
     Progress {
         part: PartId,
         done: u64,
         total: u64,
         unit: String,
     },
-    /// A part failed and is tried again; attempts count from 1.
+    /// A part failed and is run again. `attempt` is the one that failed, counted from 1.
     Retried {
         part: PartId,
         attempt: u32,
@@ -73,14 +72,14 @@ pub enum Event {
     },
     /// A part or an expansion failed.
     Failed { part: PartId, problem: Problem },
-    /// Every part of a stage is there.
+    /// Every part of a stage is done.
     CompletedStage {
         stage: String,
-        /// It gives just what it gave before: what takes from it is not redone.
+        /// Its output is that of the last build, so that its consumers do not run again.
         #[serde(default)]
         as_before: bool,
     },
-    /// A stage will not run, because one it waits for failed.
+    /// A stage does not run because a stage that it depends on failed.
     Skipped { stage: String },
     /// The build is over.
     Finished {
@@ -110,19 +109,18 @@ impl Event {
     }
 }
 
-/// Hears every event, in order, on the driver's thread.
+/// Receives every event, in order, on the thread of the driver.
 pub trait Listener {
-    /// Hears one.
+    /// Handles an event.
     fn on_event(&mut self, event: &Event);
 }
 
-/// Hears every event and when it was: what can be heard from a build and from its log alike.
+/// Receives every event with its time, from a build or from its log.
 pub trait TimedListener {
-    /// Hears what happened so many milliseconds after the build began.
+    /// Handles an event that happened `at_ms` milliseconds after the build began.
     fn on_event_at(&mut self, at_ms: u64, event: &Event);
 }
 
-/// Who does not ask for the time can still be told.
 impl<L: Listener> TimedListener for L {
     fn on_event_at(&mut self, _: u64, event: &Event) {
         self.on_event(event);

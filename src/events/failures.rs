@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::{Event, Listener, PartId};
 use crate::base::Problem;
 
-/// How many stages are named besides the first.
-const NAMED: usize = 5;
+/// Maximum number of groups of parts that are named besides the first part.
+const MAX_NAMED: usize = 5;
 
 /// What failed, and where.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,8 +24,8 @@ pub struct Failure {
 #[derive(Debug, Default)]
 pub struct Failures {
     all: Vec<Failure>,
-    /// Index into `all` by what equal failures have in common.
-    known: HashMap<String, usize>,
+    /// Index into `all` by the text that equal failures have in common.
+    index_of: HashMap<String, usize>,
 }
 
 impl Failures {
@@ -46,9 +46,9 @@ impl Listener for Failures {
             return;
         };
         let next = self.all.len();
-        let index = *self.known.entry(common(part, problem)).or_insert(next);
-        if let Some(known) = self.all.get_mut(index) {
-            known.add(part, problem);
+        let index = *self.index_of.entry(common(part, problem)).or_insert(next);
+        if let Some(failure) = self.all.get_mut(index) {
+            failure.add(part, problem);
             return;
         }
         self.all.push(Failure {
@@ -59,16 +59,17 @@ impl Listener for Failures {
     }
 }
 
-/// What equal failures have in common: code, message and causes without the name of the part. Files
-/// that a failure leaves belong to one stage.
+/// The text that equal failures have in common: code, message and causes without the name of the part.
+/// Failures with files are only equal within a stage.
 fn common(part: &PartId, problem: &Problem) -> String {
     let mut text = problem.to_string();
     if !part.part.is_empty() {
         text = text.replace(&part.part, "\0");
     }
-    let stage = match problem.left.is_empty() {
-        true => "",
-        false => &part.stage,
+    let stage = if problem.left.is_empty() {
+        ""
+    } else {
+        &part.stage
     };
     format!("{stage}\0{}\0{text}\0{:?}", problem.code, problem.left)
 }
@@ -117,22 +118,28 @@ impl Failure {
     fn others_in_words(&self) -> String {
         let mut words = vec![];
         for stage in self.stages() {
-            let parts = self.others.iter().filter(|part| part.stage == stage);
-            let is_whole = parts.clone().any(|part| part.part.is_empty());
+            let mut count = 0;
+            let mut is_stage = false;
+            for part in &self.others {
+                if part.stage == stage {
+                    count += 1;
+                    is_stage |= part.part.is_empty();
+                }
+            }
             let more = if stage == self.part.stage {
                 "more "
             } else {
                 ""
             };
-            match parts.count() {
+            match count {
                 0 => {}
-                _ if is_whole => words.push(format!("stage `{stage}`")),
+                _ if is_stage => words.push(format!("stage `{stage}`")),
                 1 => words.push(format!("1 {more}part of `{stage}`")),
                 many => words.push(format!("{many} {more}parts of `{stage}`")),
             }
         }
-        let hidden = words.len().saturating_sub(NAMED);
-        words.truncate(NAMED);
+        let hidden = words.len().saturating_sub(MAX_NAMED);
+        words.truncate(MAX_NAMED);
         match hidden {
             0 => {}
             1 => words.push("1 more stage".into()),

@@ -1,4 +1,4 @@
-//! For programs: each event as a line of JSON.
+//! Events as lines of JSON, for programs.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Event, TimedListener};
 use crate::base::shown_json;
 
-/// An event and when it was: a line of JSON.
+/// An event with its time: a line of JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoggedEvent<E = Event> {
     /// What happened.
@@ -17,36 +17,35 @@ pub struct LoggedEvent<E = Event> {
     pub at_ms: u64,
 }
 
-/// Writes every event as it is heard. What cannot be written does not stop the build; after it,
-/// nothing is written.
+/// Writes each event at once. A failure to write does not stop the build; after it, nothing is
+/// written.
 pub struct JsonLines<W> {
     out: W,
-    failed: Option<io::Error>,
+    error: Option<io::Error>,
 }
 
 impl<W: Write> JsonLines<W> {
     /// Writes to `out`.
     pub fn new(out: W) -> Self {
-        JsonLines { out, failed: None }
+        JsonLines { out, error: None }
     }
 
-    /// Why something could not be written.
+    /// The error that stopped writing.
     pub fn failed(self) -> Option<io::Error> {
-        self.failed
+        self.error
+    }
+
+    fn write(&mut self, line: LoggedEvent<&Event>) -> io::Result<()> {
+        let json = serde_json::to_string(&line)?;
+        writeln!(self.out, "{}", shown_json(&json))?;
+        self.out.flush()
     }
 }
 
 impl<W: Write> TimedListener for JsonLines<W> {
     fn on_event_at(&mut self, at_ms: u64, event: &Event) {
-        if self.failed.is_some() {
-            return;
+        if self.error.is_none() {
+            self.error = self.write(LoggedEvent { event, at_ms }).err();
         }
-        let line = serde_json::to_string(&LoggedEvent { event, at_ms }).map_err(io::Error::from);
-        let write = |line: String| {
-            self.out
-                .write_all(format!("{}\n", shown_json(&line)).as_bytes())
-                .and_then(|()| self.out.flush())
-        };
-        self.failed = line.and_then(write).err();
     }
 }

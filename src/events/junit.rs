@@ -1,4 +1,4 @@
-//! For CI systems: a build as JUnit XML. A stage is a suite, a part a case.
+//! A build as JUnit XML, for CI systems. A stage is a suite and a part is a case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,21 +10,21 @@ use super::plain::first_line;
 use super::{Event, PartId, Report, TimedListener};
 use crate::base::{Code, Context, Result, shown};
 
-/// Collects the cases of a report.
+/// Collects the test cases of a report.
 #[derive(Default)]
 pub struct Junit {
     plan: String,
-    /// In the order of the plan.
+    /// By stage, in the order of the plan.
     stages: Vec<(String, Vec<TestCase>)>,
     running: BTreeMap<PartId, Attempts>,
-    /// Sealed, skipped or failed: nothing more is to be said of them.
-    settled: BTreeSet<String>,
+    /// Stages that are completed, skipped or failed.
+    ended: BTreeSet<String>,
     last_ms: u64,
 }
 
-/// What is known of a part that has not ended yet.
+/// A running part.
 struct Attempts {
-    since_ms: u64,
+    start_ms: u64,
     failed: Vec<TestRerun>,
 }
 
@@ -34,18 +34,21 @@ impl TimedListener for Junit {
         match event {
             Event::Begun { plan, stages, .. } => {
                 self.plan.clone_from(plan);
-                self.stages = stages.iter().map(|stage| (stage.clone(), vec![])).collect();
+                self.stages.clear();
+                for stage in stages {
+                    self.stages.push((stage.clone(), vec![]));
+                }
             }
             Event::Unchanged { stage, .. } => {
-                self.add(whole(stage), TestCaseStatus::success(), Duration::ZERO);
-                self.settled.insert(stage.clone());
+                self.add(stage_case(stage), TestCaseStatus::success(), Duration::ZERO);
+                self.ended.insert(stage.clone());
             }
             Event::Hit { part } => {
                 self.add(part.clone(), TestCaseStatus::success(), Duration::ZERO)
             }
             Event::Started { part, .. } => {
                 self.running.entry(part.clone()).or_insert(Attempts {
-                    since_ms: at_ms,
+                    start_ms: at_ms,
                     failed: vec![],
                 });
             }
@@ -60,13 +63,10 @@ impl TimedListener for Junit {
                 }
             }
             Event::Done { part, took_ms, .. } => {
-                let failed = self
-                    .running
-                    .remove(part)
-                    .map(|attempts| attempts.failed)
-                    .unwrap_or_default();
                 let mut status = TestCaseStatus::success();
-                status.add_reruns(failed);
+                if let Some(attempts) = self.running.remove(part) {
+                    status.add_reruns(attempts.failed);
+                }
                 self.add(part.clone(), status, Duration::from_millis(*took_ms));
             }
             Event::Failed { part, problem } => {
@@ -78,19 +78,16 @@ impl TimedListener for Junit {
                 let mut took_ms = 0;
                 if let Some(attempts) = self.running.remove(part) {
                     status.add_reruns(attempts.failed);
-                    took_ms = at_ms.saturating_sub(attempts.since_ms);
+                    took_ms = at_ms.saturating_sub(attempts.start_ms);
                 }
                 self.add(part.clone(), status, Duration::from_millis(took_ms));
-                self.settled.insert(part.stage.clone());
+                self.ended.insert(part.stage.clone());
             }
-            Event::CompletedStage { stage, .. } => _ = self.settled.insert(stage.clone()),
+            Event::CompletedStage { stage, .. } => _ = self.ended.insert(stage.clone()),
             Event::Skipped { stage } => {
-                self.add(
-                    whole(stage),
-                    skipped("a stage it waits for failed"),
-                    Duration::ZERO,
-                );
-                self.settled.insert(stage.clone());
+                let status = skipped("a stage that it depends on failed");
+                self.add(stage_case(stage), status, Duration::ZERO);
+                self.ended.insert(stage.clone());
             }
             Event::Expanded { .. } | Event::Progress { .. } | Event::Finished { .. } => {}
         }
@@ -99,48 +96,41 @@ impl TimedListener for Junit {
 
 impl Junit {
     fn add(&mut self, part: PartId, status: TestCaseStatus, time: Duration) {
-        let case = case(&part, status, time);
-        if let Some((_, cases)) = self
-            .stages
-            .iter_mut()
-            .find(|(stage, _)| *stage == part.stage)
-        {
-            cases.push(case);
+        for (stage, cases) in &mut self.stages {
+            if *stage == part.stage {
+                cases.push(case(&part, status, time));
+                return;
+            }
         }
     }
 
-    /// What a stage's suite says of what did not come to an end.
+    /// The cases of a stage that did not end: its running parts, or the stage itself.
     fn open_cases(&self, stage: &str) -> Vec<TestCase> {
-        let running = self
-            .running
-            .iter()
-            .filter(|(part, _)| part.stage == stage)
-            .map(|(part, attempts)| {
-                let time = Duration::from_millis(self.last_ms.saturating_sub(attempts.since_ms));
-                case(part, skipped("interrupted"), time)
-            });
-        let mut cases: Vec<TestCase> = running.collect();
-        if cases.is_empty() && !self.settled.contains(stage) {
-            cases.push(case(
-                &whole(stage),
-                skipped("the build ended before it"),
-                Duration::ZERO,
-            ));
+        let mut cases = vec![];
+        for (part, attempts) in &self.running {
+            if part.stage == stage {
+                let time_ms = self.last_ms.saturating_sub(attempts.start_ms);
+                let time = Duration::from_millis(time_ms);
+                cases.push(case(part, skipped("interrupted"), time));
+            }
+        }
+        if cases.is_empty() && !self.ended.contains(stage) {
+            let status = skipped("the build ended before it ran");
+            cases.push(case(&stage_case(stage), status, Duration::ZERO));
         }
         cases
     }
 }
 
-/// The part that stands for a whole stage.
-fn whole(stage: &str) -> PartId {
+/// The case of a stage without the names of its parts.
+fn stage_case(stage: &str) -> PartId {
     PartId {
         stage: stage.into(),
         part: String::new(),
     }
 }
 
-/// A case is called what its part is called; the suite's name is the class, for readers that know
-/// no suites.
+/// A case has the name of its part. The stage is also the class, for readers that ignore suites.
 fn case(part: &PartId, status: TestCaseStatus, time: Duration) -> TestCase {
     let name = if part.part.is_empty() {
         &part.stage
@@ -164,16 +154,20 @@ impl Report for Junit {
         report.set_time(Duration::from_millis(self.last_ms));
         for (stage, cases) in &self.stages {
             let mut suite = TestSuite::new(stage.as_str());
-            suite.add_test_cases(cases.iter().cloned().chain(self.open_cases(stage)));
-            let times = suite.test_cases.iter().filter_map(|case| case.time);
-            suite.set_time(times.fold(Duration::ZERO, Duration::saturating_add));
+            suite.add_test_cases(cases.clone());
+            suite.add_test_cases(self.open_cases(stage));
+            let mut time = Duration::ZERO;
+            for case in &suite.test_cases {
+                time = time.saturating_add(case.time.unwrap_or_default());
+            }
+            suite.set_time(time);
             report.add_test_suite(suite);
         }
         let mut file = vec![];
         report
             .serialize(&mut file)
             .context(Code::ReportWrite, || "serialize the JUnit report".into())?;
-        // Neither is a character of XML.
+        // XML allows neither character.
         let text = String::from_utf8_lossy(&file).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}");
         Ok(shown(&text).into_bytes())
     }

@@ -1,4 +1,4 @@
-//! Reads the lines of [`JsonLines`](super::JsonLines) back, trusting none of them.
+//! Reads the lines that [`JsonLines`](super::JsonLines) writes. Every line is checked.
 
 use std::io::{BufRead, Read};
 
@@ -7,25 +7,24 @@ use serde::Deserialize;
 use super::{Event, LoggedEvent, SCHEMA};
 use crate::base::{Code, Problem, Result, count};
 
-/// The longest line that is read. A failed `validate` tells its whole report in one.
+/// Cap on the length of a line. The failure of a `validate` contains its whole report.
 const MAX_LINE_BYTES: u64 = 16 << 20;
 
-/// So many events are read, those that only tell of progress apart: reports hold all of them. A
-/// build of the largest plans here has some thousands.
+/// Cap on the number of events other than progress, because reports keep them in memory. Builds of the
+/// largest plans have some thousands.
 const MAX_EVENTS: usize = 100_000;
 
-/// As many as a plan may have.
+/// Cap on the number of stages: that of a plan.
 const MAX_STAGES: usize = 1000;
 
-/// The events of a log, as far as they can be trusted: it ends after `finished`, or after a
-/// problem.
+/// Iterates over the events of a log. Ends after `finished` or after the first problem.
 pub struct LogReader<R> {
     text: R,
     line: usize,
     last_ms: u64,
     events: usize,
     stages: Vec<String>,
-    is_over: bool,
+    is_finished: bool,
 }
 
 impl<R: BufRead> LogReader<R> {
@@ -37,58 +36,49 @@ impl<R: BufRead> LogReader<R> {
             last_ms: 0,
             events: 0,
             stages: vec![],
-            is_over: false,
+            is_finished: false,
         }
     }
 
     fn read(&mut self) -> Result<LoggedEvent> {
         self.line += 1;
         let mut line = vec![];
-        let read = self
-            .text
-            .by_ref()
-            .take(MAX_LINE_BYTES + 1)
-            .read_until(b'\n', &mut line);
-        read.map_err(|error| {
-            self.problem(Code::LogUnreadable, "cannot be read")
-                .because(&error)
-        })?;
+        let mut limited = self.text.by_ref().take(MAX_LINE_BYTES + 1);
+        if let Err(error) = limited.read_until(b'\n', &mut line) {
+            let problem = self.problem(Code::LogUnreadable, "cannot be read");
+            return Err(problem.because(&error));
+        }
         if line.is_empty() {
-            let message = format!(
-                "the log ends after {}, before the build did",
-                count(self.line - 1, "line")
-            );
-            let help = "the build was killed or still runs; what the log has was read";
+            let lines = count(self.line - 1, "line");
+            let message = format!("the log ends after {lines}, before the build did");
+            let help = "the build was killed or still runs; the events up to here were read";
             return Err(Problem::new(Code::LogCut, message).help(help));
         }
         if line.len() as u64 > MAX_LINE_BYTES {
-            return Err(self.problem(
-                Code::LogLine,
-                &format!("is longer than {MAX_LINE_BYTES} bytes"),
-            ));
+            let message = format!("is longer than {MAX_LINE_BYTES} bytes");
+            return Err(self.problem(Code::LogLine, &message));
         }
         if self.line == 1 {
             self.check_schema(&line)?;
         }
-        let logged = serde_json::from_slice(&line).map_err(|error| {
-            let help = match line.ends_with(b"\n") {
-                true => {
+        let logged = match serde_json::from_slice(&line) {
+            Ok(logged) => logged,
+            Err(error) => {
+                let help = if line.ends_with(b"\n") {
                     "a log is what `kiln build --log FILE` or `--json` writes; docs/events.md \
                      describes it"
-                }
-                false => {
-                    "the log was cut in the middle of this line; what comes before it was read"
-                }
-            };
-            self.problem(Code::LogLine, "is not an event")
-                .because(&error)
-                .help(help)
-        })?;
+                } else {
+                    "the log is cut in the middle of this line; the lines before it were read"
+                };
+                let problem = self.problem(Code::LogLine, "is not an event");
+                return Err(problem.because(&error).help(help));
+            }
+        };
         self.check(&logged)?;
         Ok(logged)
     }
 
-    /// Looks at nothing but the number: the rest of another schema may be of any form.
+    /// Reads only the version: a line of another schema may have any form.
     fn check_schema(&self, line: &[u8]) -> Result<()> {
         #[derive(Deserialize)]
         struct Head {
@@ -96,67 +86,53 @@ impl<R: BufRead> LogReader<R> {
         }
         match serde_json::from_slice(line) {
             Ok(Head { schema }) if schema != SCHEMA => {
-                let said =
-                    format!("says that the log has schema {schema}; this kiln reads {SCHEMA}");
+                let message = format!("has schema {schema}; this kiln reads {SCHEMA}");
                 Err(self
-                    .problem(Code::LogSchema, &said)
+                    .problem(Code::LogSchema, &message)
                     .help("use the kiln that wrote the log"))
             }
             _ => Ok(()),
         }
     }
 
-    /// Whether `heard` can come here.
+    /// Checks that the event is valid at this place of the log.
     fn check(&mut self, logged: &LoggedEvent) -> Result<()> {
-        if logged.at_ms < self.last_ms {
-            let said = format!(
-                "goes back in time, from {} ms to {} ms",
-                self.last_ms, logged.at_ms
-            );
-            return Err(self.problem(Code::LogLine, &said));
+        let LoggedEvent { event, at_ms } = logged;
+        if *at_ms < self.last_ms {
+            let message = format!("goes back in time, from {} ms to {at_ms} ms", self.last_ms);
+            return Err(self.problem(Code::LogLine, &message));
         }
-        self.last_ms = logged.at_ms;
-        self.events += usize::from(!matches!(logged.event, Event::Progress { .. }));
+        self.last_ms = *at_ms;
+        self.events += usize::from(!matches!(event, Event::Progress { .. }));
         if self.events > MAX_EVENTS {
-            return Err(self.problem(
-                Code::LogTooLong,
-                &format!("is one too many: at most {MAX_EVENTS} events are read"),
-            ));
+            let message = format!("is one too many: at most {MAX_EVENTS} events are read");
+            return Err(self.problem(Code::LogTooLong, &message));
         }
-        let begins = matches!(logged.event, Event::Begun { .. });
-        if begins != (self.line == 1) {
-            return Err(self.problem(
-                Code::LogLine,
-                "is out of place: a log begins with `begun`, and only once",
-            ));
+        if matches!(event, Event::Begun { .. }) != (self.line == 1) {
+            let message = "is out of place: a log begins with `begun`, and only once";
+            return Err(self.problem(Code::LogLine, message));
         }
-        match &logged.event {
-            Event::Begun { stages, .. } if stages.len() > MAX_STAGES => {
-                let said = format!(
-                    "names {} stages; a plan has at most {MAX_STAGES}",
-                    stages.len()
-                );
-                return Err(self.problem(Code::LogLine, &said));
+        if let Event::Begun { stages, .. } = event {
+            if stages.len() > MAX_STAGES {
+                let found = stages.len();
+                let message = format!("names {found} stages; a plan has at most {MAX_STAGES}");
+                return Err(self.problem(Code::LogLine, &message));
             }
-            Event::Begun { stages, .. } => self.stages.clone_from(stages),
-            event => {
-                if let Some(stage) = event
-                    .stage()
-                    .filter(|stage| !self.stages.iter().any(|known| known == stage))
-                {
-                    return Err(self.problem(
-                        Code::LogLine,
-                        &format!("tells of a stage `{stage}` that `begun` does not name"),
-                    ));
-                }
-            }
+            self.stages.clone_from(stages);
         }
-        self.is_over = matches!(logged.event, Event::Finished { .. });
+        if let Some(stage) = event.stage()
+            && !self.stages.iter().any(|name| name == stage)
+        {
+            let message = format!("is about a stage `{stage}` that `begun` does not name");
+            return Err(self.problem(Code::LogLine, &message));
+        }
+        self.is_finished = matches!(event, Event::Finished { .. });
         Ok(())
     }
 
-    fn problem(&self, code: Code, said: &str) -> Problem {
-        Problem::new(code, format!("line {} of the log {said}", self.line))
+    /// `message` continues the sentence "line 3 of the log ...".
+    fn problem(&self, code: Code, message: &str) -> Problem {
+        Problem::new(code, format!("line {} of the log {message}", self.line))
     }
 }
 
@@ -164,11 +140,11 @@ impl<R: BufRead> Iterator for LogReader<R> {
     type Item = Result<LoggedEvent>;
 
     fn next(&mut self) -> Option<Result<LoggedEvent>> {
-        if self.is_over {
+        if self.is_finished {
             return None;
         }
         let next = self.read();
-        self.is_over |= next.is_err();
+        self.is_finished |= next.is_err();
         Some(next)
     }
 }

@@ -1,4 +1,4 @@
-//! Floor 4: what is told of a build, and its listeners.
+//! The events of a build and their listeners: terminal, logs and reports.
 
 mod board;
 mod event;
@@ -26,8 +26,8 @@ pub use why::{Why, in_short};
 
 use crate::base::Result;
 
-/// A file made out of what was heard, once it is over.
+/// A listener that produces a file at the end of a build.
 pub trait Report: TimedListener {
-    /// The file's bytes, as far as the build came.
+    /// The content of the file.
     fn file(&self) -> Result<Vec<u8>>;
 }

@@ -1,5 +1,5 @@
-//! For logs: a line when a stage begins to work and why, one for each part that takes long, and one
-//! when it ends.
+//! Progress as plain lines, for logs: one when a stage starts with the reasons, one for each part that
+//! takes long, and one when the stage ends.
 
 use std::io::Write;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::{Event, Listener, Summary, in_short};
 use crate::base::{duration, shown_line};
 
-/// A part that took so long has a line of its own.
+/// Parts that take this long have their own line.
 const LONG_MS: u64 = 10_000;
 
-/// Writes plain lines, no more than a few a stage.
+/// Writes a few plain lines per stage.
 pub struct Plain<W> {
     out: W,
     summary: Summary,
@@ -29,38 +29,39 @@ impl<W: Write> Plain<W> {
 impl<W: Write> Listener for Plain<W> {
     fn on_event(&mut self, event: &Event) {
         self.summary.on_event(event);
-        let Some(line) = line(event, &self.summary) else {
+        let Some(line) = line_for(event, &self.summary) else {
             return;
         };
-        // A reader that has gone away does not stop the build.
-        let _ = writeln!(self.out, "{}", shown_line(&line)).and_then(|()| self.out.flush());
+        // A closed pipe does not stop the build.
+        let _ = writeln!(self.out, "{}", shown_line(&line));
+        let _ = self.out.flush();
     }
 }
 
-/// What an event adds to a log; `summary` has heard it already.
-fn line(event: &Event, summary: &Summary) -> Option<String> {
+/// The line for an event, which `summary` includes already.
+fn line_for(event: &Event, summary: &Summary) -> Option<String> {
     match event {
         Event::Started { part, why } => {
-            let tally = summary.stage(&part.stage)?;
-            (tally.started == 1).then(|| format!("begin  {}: {}", part.stage, in_short(why)))
+            if summary.stage(&part.stage)?.started > 1 {
+                return None;
+            }
+            Some(format!("begin  {}: {}", part.stage, in_short(why)))
         }
         Event::Done { part, took_ms, .. } if !part.part.is_empty() && *took_ms >= LONG_MS => {
-            Some(format!(
-                "       {part}: {}",
-                duration(Duration::from_millis(*took_ms))
-            ))
+            let time = duration(Duration::from_millis(*took_ms));
+            Some(format!("       {part}: {time}"))
         }
         event => outcome(event, summary),
     }
 }
 
-/// What an event says of the end of something.
+/// The line for an event that ends a stage or an attempt.
 pub(super) fn outcome(event: &Event, summary: &Summary) -> Option<String> {
     match event {
         Event::CompletedStage { stage, .. } | Event::Unchanged { stage, .. } => {
             Some(format!("done   {stage}: {}", summary.stage(stage)?))
         }
-        // A message may hold a whole report; it is shown at the end.
+        // A message can be a whole report, which is shown at the end of the build.
         Event::Failed { part, problem } => {
             Some(format!("failed {part}: {}", first_line(&problem.message)))
         }
@@ -72,7 +73,9 @@ pub(super) fn outcome(event: &Event, summary: &Summary) -> Option<String> {
             "retry  {part}: attempt {attempt} failed: {}",
             first_line(&problem.message)
         )),
-        Event::Skipped { stage } => Some(format!("skip   {stage}: a stage it waits for failed")),
+        Event::Skipped { stage } => {
+            Some(format!("skip   {stage}: a stage that it depends on failed"))
+        }
         _ => None,
     }
 }

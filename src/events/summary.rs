@@ -1,4 +1,4 @@
-//! Counts what happened, stage by stage: for the table at the end, and for other listeners.
+//! Counts the parts of each stage: for the table at the end of a build, and for other listeners.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,73 +6,75 @@ use std::time::Duration;
 use super::{Event, Listener};
 use crate::base::{count, duration};
 
-/// What happened so far.
+/// The counts of all stages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Summary {
     /// By stage, in the order of the plan.
     pub stages: Vec<(String, StageTally)>,
 }
 
-/// What happened in one stage. Prints as `272 parts, 270 from the cache, 2 ran in 3.20 s`.
+/// The counts of one stage. Displayed as `272 parts, 270 from the cache, 2 ran in 3.20 s`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StageTally {
     /// How many parts it has; 0 until it is expanded.
     pub parts: usize,
-    /// Found in the cache.
+    /// Parts found in the cache.
     pub hits: usize,
-    /// Begun.
+    /// Parts that started.
     pub started: usize,
-    /// Done.
+    /// Parts that ran and succeeded.
     pub ran: usize,
-    /// Failed, its expansion included.
+    /// Failures, including that of the expansion.
     pub failed: usize,
-    /// Never to be run, because a stage it waits for failed.
+    /// Whether it does not run because a stage that it depends on failed.
     pub skipped: bool,
-    /// Complete.
+    /// Whether all parts are done.
     pub completed: bool,
-    /// It gave just what it gave before.
+    /// Whether its output is that of the last build.
     pub as_before: bool,
-    /// The time of all parts that ran, added up.
+    /// The sum of the times of all parts that ran.
     pub took_ms: u64,
-    /// The bytes of all parts that ran.
+    /// The size of the outputs of all parts that ran.
     pub output_bytes: u64,
 }
 
 impl Summary {
-    /// The tally of a stage.
+    /// The counts of a stage.
     pub fn stage(&self, name: &str) -> Option<&StageTally> {
-        self.stages
-            .iter()
-            .find(|(stage, _)| stage == name)
-            .map(|(_, tally)| tally)
+        let (_, tally) = self.stages.iter().find(|(stage, _)| stage == name)?;
+        Some(tally)
     }
 
-    /// A number over all stages.
+    /// The sum of a number over all stages. It saturates.
     pub fn total(&self, number: impl Fn(&StageTally) -> usize) -> usize {
-        self.stages
-            .iter()
-            .map(|(_, tally)| number(tally))
-            .fold(0, usize::saturating_add)
+        let mut total: usize = 0;
+        for (_, tally) in &self.stages {
+            total = total.saturating_add(number(tally));
+        }
+        total
     }
 
     fn entry(&mut self, name: &str) -> &mut StageTally {
-        let at = self
-            .stages
-            .iter()
-            .position(|(stage, _)| stage == name)
-            .unwrap_or_else(|| {
+        let index = match self.stages.iter().position(|(stage, _)| stage == name) {
+            Some(index) => index,
+            None => {
                 self.stages.push((name.into(), StageTally::default()));
                 self.stages.len() - 1
-            });
-        &mut self.stages[at].1
+            }
+        };
+        &mut self.stages[index].1
     }
 }
 
-/// Sums saturate: a log may tell of more than any build could do.
+/// Sums saturate, because the numbers may come from a log.
 impl Listener for Summary {
     fn on_event(&mut self, event: &Event) {
         match event {
-            Event::Begun { stages, .. } => stages.iter().for_each(|stage| _ = self.entry(stage)),
+            Event::Begun { stages, .. } => {
+                for stage in stages {
+                    self.entry(stage);
+                }
+            }
             Event::Expanded { stage, parts } => self.entry(stage).parts = *parts,
             Event::Unchanged { stage, parts } => {
                 let tally = self.entry(stage);
@@ -113,11 +115,10 @@ impl fmt::Display for StageTally {
             (0, _) => write!(f, "{took}"),
             (hits, ran) => write!(f, "{hits} from the cache, {ran} ran in {took}"),
         }?;
-        // Early cut-off: different work, the same outcome.
+        // Early cut-off: consumers do not run again.
         if self.ran > 0 && self.as_before {
-            write!(f, "; it gives what it gave before")
-        } else {
-            Ok(())
+            f.write_str("; output unchanged")?;
         }
+        Ok(())
     }
 }

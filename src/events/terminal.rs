@@ -1,5 +1,5 @@
-//! For people at a terminal: the [`Board`] below, drawn again and again; finished stages scroll
-//! away above it.
+//! Progress on a terminal: the [`Board`] at the bottom is redrawn, and lines of finished stages scroll
+//! above it.
 
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use super::plain::outcome;
 use super::{Board, Event, TimedListener};
 use crate::base::shown_line;
 
-/// How often the board is drawn anew while nothing happens.
+/// Interval at which the board is redrawn without events.
 const TICK: Duration = Duration::from_millis(200);
 
 /// Draws on standard error, which must be a terminal. Without colours.
@@ -22,7 +22,7 @@ pub struct Bars {
 }
 
 impl Bars {
-    /// An empty screen for a build that began at `begun`.
+    /// An empty board for a build that began at `begun`.
     pub fn new(begun: Instant) -> Self {
         let board = Arc::new(Mutex::new(Board::default()));
         let shown = Arc::clone(&board);
@@ -30,19 +30,13 @@ impl Bars {
             let (height, width) = Term::stderr().size();
             let now_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
             let board = shown.lock().unwrap_or_else(PoisonError::into_inner);
-            // What cannot be drawn costs a picture, not the build.
             let lines = board.lines(now_ms, width.into(), height.into());
-            let _ = out.write_str(
-                &lines
-                    .iter()
-                    .map(|line| shown_line(line))
-                    .collect::<Vec<_>>()
-                    .join("\n"),
-            );
+            let lines: Vec<_> = lines.iter().map(|line| shown_line(line)).collect();
+            // A failure to draw does not stop the build.
+            let _ = out.write_str(&lines.join("\n"));
         };
-        // Invariant: the template is well-formed; a broken one would cost the board, not the build.
-        let style = ProgressStyle::with_template("{board}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        // Invariant: the template is valid. Otherwise the default bar is shown.
+        let style = ProgressStyle::with_template("{board}").unwrap_or(ProgressStyle::default_bar());
         let screen = ProgressBar::no_length().with_style(style.with_key("board", draw));
         screen.enable_steady_tick(TICK);
         Bars { board, screen }
@@ -54,7 +48,7 @@ impl TimedListener for Bars {
         let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
         board.on_event_at(at_ms, event);
         let line = outcome(event, board.summary());
-        // Drawing takes the board too.
+        // Drawing locks the board too.
         drop(board);
         if let Some(line) = line {
             self.screen.println(shown_line(&line));

@@ -1,4 +1,4 @@
-//! Why a part runs: an enum value that holds old and new.
+//! Reasons why a part runs, with old and new values.
 
 use std::fmt;
 
@@ -7,19 +7,19 @@ use serde_json::Value;
 
 use crate::base::Digest;
 
-/// How many reasons are said where there is little room.
-const FEW: usize = 3;
+/// Maximum number of reasons on one line.
+const MAX_SHOWN: usize = 3;
 
-/// Why a part runs. Old and new value, of the very field.
+/// Why a part runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "kebab-case")]
 #[allow(missing_docs)] // a variant says what its fields are
 pub enum Why {
-    /// No earlier build of this plan had this part.
+    /// No earlier build of this plan has this part.
     FirstTime,
-    /// Another stage kind stands at this name.
+    /// The stage has another kind.
     Kind { old: String, new: String },
-    /// The stage's code changed.
+    /// The version of the stage kind changed.
     StageVersion { old: u32, new: u32 },
     /// A parameter changed; the path is like `override/0/scheme`.
     Param {
@@ -27,71 +27,81 @@ pub enum Why {
         old: Value,
         new: Value,
     },
-    /// An input's bytes or facts changed, came or went.
+    /// An input changed its bytes or facts, was added or removed.
     Input {
         name: String,
         old: Option<String>,
         new: Option<String>,
     },
-    /// A tool's file changed, came or went.
+    /// A file of a tool changed, was added or removed.
     Tool {
         name: String,
         old: Option<String>,
         new: Option<String>,
     },
-    /// The action is the same, but a blob it gave is gone from the store.
+    /// The action is the same, but a blob of its output is missing from the store.
     OutputGone { blob: String },
-    /// The cache has a result, but it was brought from elsewhere, and is not known to be what the
-    /// pin says.
+    /// The cache has a result from another machine that is not verified against the pin.
     Unproved,
-    /// The cache has a result, but not with the outputs that the action names.
+    /// The cache has a result, but not the outputs that the action names.
     OtherOutputs,
-    /// Its action is also that of another part, which says why.
+    /// Another part has the same action and the reasons.
     Same { part: String },
-    /// It ran before, and is to give the same once more.
+    /// It runs again to compare the outputs.
     Again,
-    /// What it gives holds only for the moment: it runs in every build.
+    /// Its output is only valid for one build.
     Volatile,
 }
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let change =
-            |f: &mut fmt::Formatter, name: &str, old: &dyn fmt::Display, new: &dyn fmt::Display| {
-                write!(f, "{name}: {old} -> {new}")
-            };
-        let given = |value: &Option<String>| value.as_deref().map_or("nothing".into(), short);
         match self {
-            Why::FirstTime => f.write_str("for the first time"),
-            Why::Kind { old, new } => change(f, "kind", old, new),
-            Why::StageVersion { old, new } => change(f, "version of the stage's code", old, new),
-            Why::Param { path, old, new } => change(f, path, old, new),
+            Why::FirstTime => f.write_str("first build"),
+            Why::Kind { old, new } => write!(f, "kind: {old} -> {new}"),
+            Why::StageVersion { old, new } => write!(f, "stage version: {old} -> {new}"),
+            Why::Param { path, old, new } => write!(f, "{path}: {old} -> {new}"),
             Why::Input { name, old, new } => {
-                change(f, &format!("input {name}"), &given(old), &given(new))
+                write!(f, "input {name}: {} -> {}", short(old), short(new))
             }
             Why::Tool { name, old, new } => {
-                change(f, &format!("tool {name}"), &given(old), &given(new))
+                write!(f, "tool {name}: {} -> {}", short(old), short(new))
             }
-            Why::Same { part } => write!(f, "the same work as {part}"),
-            Why::Again => f.write_str("once more, to compare"),
-            Why::Volatile => f.write_str("measured anew in every build"),
-            Why::Unproved => f.write_str("what the cache has is not known to be what is pinned"),
-            Why::OtherOutputs => f.write_str("what the cache has is not what `outputs` names"),
-            Why::OutputGone { blob } => write!(f, "gone from the cache: {}", short(blob)),
+            Why::Same { part } => write!(f, "same action as {part}"),
+            Why::Again => f.write_str("run again for comparison"),
+            Why::Volatile => f.write_str("measured in every build"),
+            Why::Unproved => f.write_str("the cached result is not verified against the pin"),
+            Why::OtherOutputs => f.write_str("the cached result does not match `outputs`"),
+            Why::OutputGone { blob } => {
+                write!(f, "missing from the cache: {}", short_digest(blob))
+            }
         }
     }
 }
 
-/// A digest as people read it; anything else as it is.
-fn short(text: &str) -> String {
-    text.parse::<Digest>()
-        .map_or_else(|_| text.into(), |digest| digest.short())
+fn short(value: &Option<String>) -> String {
+    match value {
+        Some(text) => short_digest(text),
+        None => "nothing".into(),
+    }
 }
 
-/// The first few reasons.
+/// The short form of a digest. Other texts are returned unchanged.
+fn short_digest(text: &str) -> String {
+    match text.parse::<Digest>() {
+        Ok(digest) => digest.short(),
+        Err(_) => text.into(),
+    }
+}
+
+/// The first few reasons, on one line.
 pub fn in_short(reasons: &[Why]) -> String {
-    let mut shown: Vec<String> = reasons.iter().take(FEW).map(Why::to_string).collect();
-    let more = reasons.len().saturating_sub(FEW);
-    shown.extend((more > 0).then(|| format!("and {more} more")));
+    let mut shown = vec![];
+    for reason in reasons.iter().take(MAX_SHOWN) {
+        shown.push(reason.to_string());
+    }
+    let more = reasons.len().saturating_sub(MAX_SHOWN);
+    if more > 0 {
+        shown.push(format!("and {more} more"));
+    }
     shown.join("; ")
 }

@@ -1,4 +1,5 @@
-//! A draft against the registry: every kind, slot, parameter and tool. Goes on after every mistake.
+//! Checks a draft against the registry: kinds, inputs, parameters and tools. It does not stop at the
+//! first mistake.
 
 use std::collections::BTreeMap;
 
@@ -18,34 +19,32 @@ use crate::base::{Code, Problem, closest, hint};
 
 type Slots = BTreeMap<String, Vec<StageId>>;
 
-/// Stages that are named, and where.
+/// The stages that a stage names, and where.
 type Edges = Vec<(StageId, Span)>;
 
-/// A stage that may be part of a plan, once the edges are looked at too.
+/// A checked stage. Cycles are not checked yet.
 pub struct Checked {
     /// Its `keep` is not filled in yet.
     pub stage: PlannedStage,
-    /// What the plan says about keeping it.
+    /// The value of `keep`, if the plan has one.
     pub keep: Option<Keep>,
-    /// The stages it names, and where.
+    /// The stages that it names, and where.
     pub edges: Edges,
 }
 
-/// The stages of `draft` that hold what their kind asks for.
+/// Checks the stages of `draft`. Stages of an unknown kind are left out.
 pub fn check(draft: &Draft, registry: &Registry, problems: &mut Vec<Problem>) -> Vec<Checked> {
-    draft
-        .stages
-        .iter()
-        .filter_map(|stage| {
-            Checker {
-                draft,
-                registry,
-                problems,
-                stage,
-            }
-            .check()
-        })
-        .collect()
+    let mut all = vec![];
+    for stage in &draft.stages {
+        let checker = Checker {
+            draft,
+            registry,
+            problems,
+            stage,
+        };
+        all.extend(checker.check());
+    }
+    all
 }
 
 /// Checks one stage.
@@ -58,7 +57,7 @@ struct Checker<'a> {
 
 impl<'a> Checker<'a> {
     fn check(mut self) -> Option<Checked> {
-        let kind = self.kind();
+        let kind = self.find_kind();
         let keep = self.common(KEEP, common::keep, "true, false or a list of parts");
         let expected =
             format!("a time like \"90s\", \"20min\" or \"2h\", at most {MAX_TIMEOUT_HOURS}h");
@@ -72,10 +71,11 @@ impl<'a> Checker<'a> {
         let kind = kind?;
         let spec = kind.spec();
         self.check_retries(spec);
-        let (slots, edges) = self.slots(spec);
-        let (params, meant) = self.params(spec, &slots);
-        let needs = self.ask_stage(kind, params.clone(), meant, &self.given(&slots));
-        let tools = self.tools(spec, needs);
+        let (slots, edges) = self.read_slots(spec);
+        let (params, misspelled) = self.read_params(spec, &slots);
+        let producers = self.producers_in(&slots);
+        let tool_names = self.check_params(kind, params.clone(), misspelled, &producers);
+        let tools = self.find_tools(spec, tool_names);
         let stage = PlannedStage {
             id: StageId(self.stage.id.clone()),
             name: self.stage.name.clone(),
@@ -93,12 +93,11 @@ impl<'a> Checker<'a> {
     }
 
     fn problem(&mut self, code: Code, message: String, span: &Span, label: &str, help: String) {
-        let problem = Problem::new(code, message).at(span.clone(), label);
-        self.problems.push(if help.is_empty() {
-            problem
-        } else {
-            problem.help(help)
-        });
+        let mut problem = Problem::new(code, message).at(span.clone(), label);
+        if !help.is_empty() {
+            problem = problem.help(help);
+        }
+        self.problems.push(problem);
     }
 
     fn wrong_type(&mut self, key: &str, node: &Node, expected: &str) {
@@ -116,7 +115,7 @@ impl<'a> Checker<'a> {
         );
     }
 
-    fn kind(&mut self) -> Option<&'a dyn Stage> {
+    fn find_kind(&mut self) -> Option<&'a dyn Stage> {
         let Some(entry) = self.stage.table.get(KIND) else {
             let kinds: Vec<&str> = self.registry.kinds().collect();
             let message = format!("the stage `{}` has no `kind`", self.stage.name);
@@ -147,7 +146,7 @@ impl<'a> Checker<'a> {
         stage
     }
 
-    /// The value of a key that every stage may have.
+    /// The value of a key that a stage of any kind may have.
     fn common<T>(&mut self, key: &str, read: fn(&Node) -> Option<T>, expected: &str) -> Option<T> {
         let node = &self.stage.table.get(key)?.node;
         let value = read(node);
@@ -158,12 +157,10 @@ impl<'a> Checker<'a> {
     }
 
     fn check_retries(&mut self, spec: &StageSpec) {
-        if let Some(entry) = self
-            .stage
-            .table
-            .get(RETRIES)
-            .filter(|_| !spec.reaches_outside)
-        {
+        if spec.reaches_outside {
+            return;
+        }
+        if let Some(entry) = self.stage.table.get(RETRIES) {
             let message = format!("a stage of kind `{}` has no `{RETRIES}`", spec.kind);
             let help =
                 "only kinds that use the network or a device are retried; remove it".to_string();
@@ -177,13 +174,14 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn slots(&mut self, spec: &StageSpec) -> (Slots, Edges) {
+    /// The stages of each slot, and where they are named.
+    fn read_slots(&mut self, spec: &StageSpec) -> (Slots, Edges) {
         let (mut slots, mut edges) = (Slots::new(), Edges::new());
         for slot in spec.inputs {
             let Some(entry) = self.stage.table.get(slot.name) else {
                 if slot.required {
                     let message = format!("`{}` needs the input `{}`", self.stage.name, slot.name);
-                    let help = format!("write `{} = \"...\"`; {}", slot.name, self.producers(slot));
+                    let help = format!("write `{} = \"...\"`; {}", slot.name, self.help_for(slot));
                     self.problem(
                         Code::PlanMissingInput,
                         message,
@@ -197,36 +195,37 @@ impl<'a> Checker<'a> {
             let mut producers = vec![];
             for (name, span) in self.references(slot, entry) {
                 self.check_edge(slot, name, &span);
-                let ids = self
-                    .draft
-                    .named(name, self.stage)
-                    .map(|producer| StageId(producer.id.clone()));
-                producers.extend(ids.map(|id| (id, span.clone())));
+                for producer in self.draft.named(name, self.stage) {
+                    let id = StageId(producer.id.clone());
+                    producers.push(id.clone());
+                    edges.push((id, span.clone()));
+                }
             }
-            slots.insert(
-                slot.name.to_string(),
-                producers.iter().map(|(id, _)| id.clone()).collect(),
-            );
-            edges.extend(producers);
+            slots.insert(slot.name.to_string(), producers);
         }
         (slots, edges)
     }
 
-    /// The stages in `slots`, and what they give.
-    fn given(&self, slots: &Slots) -> Vec<InputStage> {
-        let mut given = vec![];
-        for (slot, stages) in slots {
-            for id in stages {
+    /// The stages in `slots` with their outputs.
+    fn producers_in(&self, slots: &Slots) -> Vec<InputStage> {
+        let mut producers = vec![];
+        for (slot, ids) in slots {
+            for id in ids {
                 let stage = self.draft.stages.iter().find(|stage| stage.id == id.0);
-                let spec = stage.and_then(|stage| spec_of(&stage.table, self.registry));
-                given.push(InputStage {
+                let artifact = stage.and_then(|stage| self.output_of(stage));
+                producers.push(InputStage {
                     slot: slot.clone(),
                     stage: id.0.clone(),
-                    artifact: spec.map_or("", |spec| spec.output),
+                    artifact: artifact.unwrap_or_default(),
                 });
             }
         }
-        given
+        producers
+    }
+
+    /// The kind of artifact that a stage outputs, if its own kind exists.
+    fn output_of(&self, stage: &DraftStage) -> Option<&'static str> {
+        Some(spec_of(&stage.table, self.registry)?.output)
     }
 
     /// The stages that the value of a slot names, and where.
@@ -236,23 +235,22 @@ impl<'a> Checker<'a> {
         } else {
             std::slice::from_ref(&entry.node)
         };
-        let mut named = vec![];
+        let mut names = vec![];
         for node in nodes {
             match &node.tree {
-                Tree::String(name) => named.push((name.as_str(), node.span.clone())),
+                Tree::String(name) => names.push((name.as_str(), node.span.clone())),
                 _ if slot.many => self.wrong_type(slot.name, node, "the names of stages"),
                 _ => self.wrong_type(slot.name, node, "the name of a stage"),
             }
         }
-        named
+        names
     }
 
+    /// Checks that the stage `name`, which is in `slot`, exists and has the right output.
     fn check_edge(&mut self, slot: &InputSpec, name: &str, span: &Span) {
-        let mut producers = self.draft.named(name, self.stage);
-        let (producer, others) = (producers.next(), producers.count());
-        let Some(producer) = producer else {
-            let stages = self.draft.stages.iter().filter(|stage| !stage.is_tool());
-            let help = hint(name, "stages", names(stages));
+        let producers = self.draft.named(name, self.stage);
+        let Some(producer) = producers.first() else {
+            let help = hint(name, "stages", self.stage_names(|_| true));
             self.problem(
                 Code::PlanUnknownStage,
                 format!("there is no stage `{name}`"),
@@ -262,12 +260,12 @@ impl<'a> Checker<'a> {
             );
             return;
         };
-        if others > 0 && !slot.many {
+        if producers.len() > 1 && !slot.many {
             let message = format!(
                 "`{}.{}` takes one stage, `{name}` is {}",
                 self.stage.name,
                 slot.name,
-                others + 1
+                producers.len()
             );
             let help = format!(
                 "`across` gathers only where an input takes many: `{}` does not",
@@ -275,14 +273,15 @@ impl<'a> Checker<'a> {
             );
             self.problem(Code::PlanMatrix, message, span, "one for each value", help);
         }
-        let output = spec_of(&producer.table, self.registry).map(|spec| spec.output);
-        if let Some(output) = output.filter(|output| !slot.is_compatible(output)) {
-            let takes = slot.accepts.join("` or `");
+        if let Some(output) = self.output_of(producer)
+            && !slot.is_compatible(output)
+        {
+            let accepted = slot.accepts.join("` or `");
             let message = format!(
-                "`{}.{}` takes `{takes}`, but `{name}` outputs `{output}`",
+                "`{}.{}` takes `{accepted}`, but `{name}` outputs `{output}`",
                 self.stage.name, slot.name
             );
-            let help = self.producers(slot);
+            let help = self.help_for(slot);
             self.problem(
                 Code::PlanWrongArtifact,
                 message,
@@ -293,104 +292,114 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Who could fill a slot.
-    fn producers(&self, slot: &InputSpec) -> String {
-        let accepted =
-            |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.is_compatible(spec.output));
-        let fits = |stage: &&DraftStage| {
-            !stage.is_tool() && accepted(spec_of(&stage.table, self.registry))
-        };
-        let here = names(self.draft.stages.iter().filter(fits));
-        let here: Vec<String> = here.into_iter().map(|name| format!("`{name}`")).collect();
-        let takes = slot.accepts.join("` or `");
-        if !here.is_empty() {
-            return format!("`{takes}` is the output of {}", here.join(", "));
+    /// The names in the plan of the stages that `filter` accepts, without tools.
+    fn stage_names(&self, filter: impl Fn(&DraftStage) -> bool) -> Vec<&'a str> {
+        let mut names = vec![];
+        for stage in &self.draft.stages {
+            if !stage.is_tool() && filter(stage) {
+                names.push(stage.name.as_str());
+            }
         }
-        let kinds: Vec<&str> = self
-            .registry
-            .kinds()
-            .filter(|kind| accepted(self.registry.get(kind).map(|s| s.spec())))
-            .collect();
-        match kinds.as_slice() {
-            [] => format!("no stage kind has the output `{takes}`"),
-            kinds => format!(
-                "add a stage of kind `{}`, which outputs `{takes}`",
-                kinds.join("` or `")
-            ),
-        }
+        // The instances of a stage follow each other.
+        names.dedup();
+        names
     }
 
-    /// The parameters: whatever is neither common to all stages nor a slot. Unknown ones are left
-    /// out; beside it, the keys that they may be meant for.
-    fn params(&mut self, spec: &StageSpec, slots: &Slots) -> (Map<String, Value>, Vec<String>) {
-        let (mut params, mut meant) = (Map::new(), vec![]);
+    /// Which stages, or which kinds of stages, could fill a slot.
+    fn help_for(&self, slot: &InputSpec) -> String {
+        let accepted = slot.accepts.join("` or `");
+        let stages = self.stage_names(|stage| match self.output_of(stage) {
+            Some(output) => slot.is_compatible(output),
+            None => false,
+        });
+        if !stages.is_empty() {
+            return format!("`{accepted}` is the output of `{}`", stages.join("`, `"));
+        }
+        let mut kinds = vec![];
+        for kind in self.registry.kinds() {
+            if let Some(stage) = self.registry.get(kind)
+                && slot.is_compatible(stage.spec().output)
+            {
+                kinds.push(kind);
+            }
+        }
+        if kinds.is_empty() {
+            return format!("no stage kind has the output `{accepted}`");
+        }
+        format!(
+            "add a stage of kind `{}`, which outputs `{accepted}`",
+            kinds.join("` or `")
+        )
+    }
+
+    /// The parameters: all keys that are neither common nor slots. Unknown ones are left out; the
+    /// keys that they are probably meant for are returned too.
+    fn read_params(
+        &mut self,
+        spec: &StageSpec,
+        slots: &Slots,
+    ) -> (Map<String, Value>, Vec<String>) {
+        let (mut params, mut misspelled) = (Map::new(), vec![]);
+        let mut keys: Vec<&str> = spec.inputs.iter().map(|slot| slot.name).collect();
+        keys.extend(spec.params);
+        keys.extend(COMMON);
         for entry in &self.stage.table.entries {
             let key = entry.key.as_str();
-            if COMMON.contains(&key) || spec.inputs.iter().any(|slot| slot.name == key) {
-                continue;
-            }
             if spec.params.contains(&key) {
-                let slot = spec
-                    .keyed
-                    .iter()
-                    .find(|(param, _)| *param == key)
-                    .map(|(_, slot)| *slot);
+                let slot = spec.keyed.iter().find(|(param, _)| *param == key);
                 let value = match (&entry.node.tree, slot) {
-                    (Tree::Table(table), Some(slot)) => {
-                        self.by_stage(key, table, slot, slots.get(slot).map_or(&[], Vec::as_slice))
-                    }
+                    (Tree::Table(table), Some((_, slot))) => self.by_stage(key, table, slot, slots),
                     _ => entry.node.json(),
                 };
                 params.insert(key.into(), value);
                 continue;
             }
-            let slots = spec.inputs.iter().map(|slot| slot.name);
-            let known: Vec<&str> = slots
-                .chain(spec.params.iter().copied())
-                .chain(COMMON)
-                .collect();
-            meant.extend(closest(key, known.iter().copied()).map(String::from));
+            if keys.contains(&key) {
+                continue;
+            }
+            misspelled.extend(closest(key, keys.iter().copied()).map(String::from));
             let message = format!("a stage of kind `{}` has no `{key}`", spec.kind);
             self.problem(
                 Code::PlanUnknownParameter,
                 message,
                 &entry.key_span,
                 "here",
-                hint(key, "it has", known),
+                hint(key, "it has", keys.iter().copied()),
             );
         }
-        // Whether it has a source was looked at already.
+        // A tool without a source was reported already.
         if self.stage.is_tool() && !params.contains_key("url") {
-            meant.push("url".into());
+            misspelled.push("url".into());
         }
-        meant.retain(|key| !params.contains_key(key));
-        (params, meant)
+        misspelled.retain(|key| !params.contains_key(key));
+        (params, misspelled)
     }
 
-    /// A table by the names of the stages of a slot: what it says of a stage, it says of each of
-    /// its instances in the slot, unless it names that one itself.
-    fn by_stage(&mut self, param: &str, table: &Table, slot: &str, producers: &[StageId]) -> Value {
-        let (mut values, mut own) = (Map::new(), Map::new());
+    /// A table by the names of the stages of a slot. A value for a stage is a value for each of its
+    /// instances in the slot; a value for an instance replaces it.
+    fn by_stage(&mut self, param: &str, table: &Table, slot: &str, slots: &Slots) -> Value {
+        let no_producers = vec![];
+        let producers = slots.get(slot).unwrap_or(&no_producers);
+        let (mut by_name, mut by_id) = (Map::new(), Map::new());
         for entry in &table.entries {
             let (key, value) = (&entry.key, entry.node.json());
-            let named = self
-                .draft
-                .named(key, self.stage)
-                .filter(|producer| producers.iter().any(|id| id.0 == producer.id));
-            values.extend(named.map(|producer| (producer.id.clone(), value.clone())));
-            if producers.iter().any(|id| id.0 == *key) {
-                own.insert(key.clone(), value);
-            } else if !self.is_of(slot, key) {
+            for producer in self.draft.named(key, self.stage) {
+                if producers.contains(&StageId(producer.id.clone())) {
+                    by_name.insert(producer.id.clone(), value.clone());
+                }
+            }
+            if producers.contains(&StageId(key.clone())) {
+                by_id.insert(key.clone(), value);
+            } else if !self.is_in_slot(slot, key) {
                 let message = format!(
                     "`{}.{param}` has `{key}`, which is not in `{slot}`",
                     self.stage.name
                 );
-                let known: Vec<&str> = self
-                    .stage
-                    .table
-                    .get(slot)
-                    .map_or(vec![], |entry| strings(&entry.node).collect());
-                let help = hint(key, &format!("stages of `{slot}`"), known);
+                let names: Vec<&str> = match self.stage.table.get(slot) {
+                    Some(entry) => strings(&entry.node).collect(),
+                    None => vec![],
+                };
+                let help = hint(key, &format!("stages of `{slot}`"), names);
                 self.problem(
                     Code::PlanUnknownStage,
                     message,
@@ -400,102 +409,98 @@ impl<'a> Checker<'a> {
                 );
             }
         }
-        values.extend(own);
-        Value::Object(values)
+        by_name.extend(by_id);
+        Value::Object(by_name)
     }
 
-    /// Whether the slot names `key`, or a stage of which `key` is an instance: that of another
-    /// place, or one that the call has left out.
-    fn is_of(&self, slot: &str, key: &str) -> bool {
+    /// Whether the slot names `key`, or a stage of which `key` is an instance. The instance may
+    /// have other coordinates, or not exist because of `--set`.
+    fn is_in_slot(&self, slot: &str, key: &str) -> bool {
         let Some(entry) = self.stage.table.get(slot) else {
             return false;
         };
-        strings(&entry.node).any(|name| {
-            let instance = key
-                .strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with('.'));
-            let exists = || {
-                self.draft
-                    .stages
-                    .iter()
-                    .any(|stage| stage.name == name && stage.id == key)
+        for name in strings(&entry.node) {
+            if name == key {
+                return true;
+            }
+            let Some(rest) = key.strip_prefix(name) else {
+                continue;
             };
-            name == key || instance && (self.draft.pinned || exists())
-        })
+            let is_key = |stage: &DraftStage| stage.name == name && stage.id == key;
+            if rest.starts_with('.')
+                && (self.draft.is_axis_set || self.draft.stages.iter().any(is_key))
+            {
+                return true;
+            }
+        }
+        false
     }
 
-    /// Asks the stage about its parameters. What it complains of is put aside and it is asked
-    /// again, until it has no more to say; nothing is said of what is `aside` already. Yields the
-    /// tools that it needs.
-    fn ask_stage(
+    /// Lets the stage check its parameters. Parameters with a problem are removed, and the others
+    /// are checked again, until there are no new problems. Problems of parameters in `removed` are
+    /// not reported. Returns the tools that the stage needs.
+    fn check_params(
         &mut self,
         kind: &dyn Stage,
         mut params: Map<String, Value>,
-        mut aside: Vec<String>,
-        given: &[InputStage],
+        mut removed: Vec<String>,
+        producers: &[InputStage],
     ) -> Vec<String> {
         loop {
-            let mistakes = match kind.check(&Value::Object(params.clone()), given) {
+            let problems = match kind.check(&Value::Object(params.clone()), producers) {
                 Ok(tools) => return tools,
-                Err(mistakes) => mistakes,
+                Err(problems) => problems,
             };
-            let before = aside.len();
-            for mistake in &mistakes {
-                let key = mistake.path.split('/').next().unwrap_or_default();
-                // A parameter that was put aside is missing now: that is not a mistake of the plan,
-                // and rules about several parameters cannot be checked without it.
-                let follows = match key {
+            let before = removed.len();
+            for problem in &problems {
+                let key = problem.path.split('/').next().unwrap_or_default();
+                // A removed parameter is missing now. That is not a mistake of the plan, and rules
+                // about several parameters cannot be checked without it.
+                let is_consequence = match key {
                     "" => before > 0,
-                    key => aside[..before].iter().any(|aside| aside == key),
+                    key => removed[..before].iter().any(|removed| removed == key),
                 };
-                if !follows {
-                    self.param_problem(mistake);
+                if !is_consequence {
+                    self.param_problem(problem);
                 }
                 if params.remove(key).is_some() {
-                    aside.push(key.into());
+                    removed.push(key.into());
                 }
             }
-            // Without the parameter that decides which tools are needed, none is asked for.
-            if aside.len() == before {
+            if removed.len() == before {
                 return vec![];
             }
         }
     }
 
     fn param_problem(&mut self, mistake: &ParamProblem) {
+        let mut path: Vec<&str> = mistake.path.split('/').collect();
+        path.retain(|step| !step.is_empty());
+        let path = self.path_in_plan(path);
+        let name = [&[self.stage.name.as_str()], path.as_slice()].concat();
         let mut problem = mistake.problem.clone();
-        let steps = self.written(
-            mistake
-                .path
-                .split('/')
-                .filter(|step| !step.is_empty())
-                .collect(),
-        );
-        let name = [&[self.stage.name.as_str()], steps.as_slice()]
-            .concat()
-            .join(".");
-        problem.message = format!("`{name}`: {}", problem.message);
+        problem.message = format!("`{}`: {}", name.join("."), problem.message);
         let is_key = problem.code == Code::PlanUnknownParameter;
-        let (span, label) = self.place(&steps, is_key);
+        let (span, label) = self.place(&path, is_key);
         self.problems.push(problem.at(span, label));
     }
 
-    /// A path as the plan spells it: the row of a table by stages may be that of all instances of a
-    /// stage.
-    fn written<'s>(&'s self, mut steps: Vec<&'s str>) -> Vec<&'s str> {
-        if let [param, row, ..] = steps.as_mut_slice()
-            && let Some(Tree::Table(table)) =
-                self.stage.table.get(param).map(|entry| &entry.node.tree)
-            && table.get(row).is_none()
-            && let Some(instance) = self.draft.stages.iter().find(|stage| stage.id == **row)
+    /// `path` with the keys of the plan: in a table by stages, one key may stand for all instances
+    /// of a stage.
+    fn path_in_plan<'s>(&'s self, mut path: Vec<&'s str>) -> Vec<&'s str> {
+        if let [param, key, ..] = path.as_mut_slice()
+            && let Some(entry) = self.stage.table.get(param)
+            && let Tree::Table(table) = &entry.node.tree
+            && table.get(key).is_none()
+            && let Some(instance) = self.draft.stages.iter().find(|stage| stage.id == **key)
         {
-            *row = &instance.name;
+            *key = &instance.name;
         }
-        steps
+        path
     }
 
-    /// Where the parameter at `path` stands: its value, or its key. One that is not there: where it
-    /// should be.
+    /// The place of the parameter at `path`: its value, or its key if `is_key`. The place of a
+    /// missing one is its table or the stage.
     fn place(&self, path: &[&str], is_key: bool) -> (Span, &'static str) {
         let stage = (self.stage.at.clone(), "this stage");
         let Some((first, rest)) = path.split_first() else {
@@ -504,9 +509,9 @@ impl<'a> Checker<'a> {
         let Some(entry) = self.stage.table.get(first) else {
             return stage;
         };
-        let parent = rest.split_last().filter(|_| is_key);
-        if let Some((last, path)) = parent
-            && let Tree::Table(table) = &entry.node.find(path).tree
+        if is_key
+            && let Some((last, parent)) = rest.split_last()
+            && let Tree::Table(table) = &entry.node.find(parent).tree
             && let Some(entry) = table.get(last)
         {
             return (entry.key_span.clone(), "here");
@@ -514,49 +519,46 @@ impl<'a> Checker<'a> {
         (entry.node.find(rest).span.clone(), "here")
     }
 
-    fn tools(&mut self, spec: &StageSpec, needs: Vec<String>) -> BTreeMap<String, StageId> {
+    /// The stages of the tools `names`. Those that end in [`OPTIONAL_TOOL`] are optional.
+    fn find_tools(&mut self, spec: &StageSpec, names: Vec<String>) -> BTreeMap<String, StageId> {
         let mut tools = BTreeMap::new();
-        for tool in needs {
-            let (tool, is_needed) = tool
-                .strip_suffix(OPTIONAL_TOOL)
-                .map_or((tool.as_str(), true), |tool| (tool, false));
+        for name in names {
+            let (tool, is_required) = match name.strip_suffix(OPTIONAL_TOOL) {
+                Some(tool) => (tool, false),
+                None => (name.as_str(), true),
+            };
             let id = StageId(format!("{TOOLS}{tool}"));
-            if !self.draft.stages.iter().any(|stage| stage.id == id.0) {
-                if !is_needed {
-                    continue;
-                }
-                let message = format!(
-                    "`{}` of kind `{}` needs the tool `{tool}`",
-                    self.stage.name, spec.kind
-                );
-                let given = self
-                    .draft
-                    .stages
-                    .iter()
-                    .filter_map(|stage| stage.id.strip_prefix(TOOLS));
-                let help = match closest(tool, given) {
-                    Some(given) => format!("[tools] has `{given}`; did you mean `{tool}`?"),
-                    None => format!(
-                        "add it to [tools]: `{tool} = {{ pypi = \"...\", sha256 = \"...\" }}`"
-                    ),
-                };
-                self.problem(
-                    Code::PlanMissingTool,
-                    message,
-                    &self.stage.at.clone(),
-                    "this stage",
-                    help,
-                );
+            let exists = self.draft.stages.iter().any(|stage| stage.id == id.0);
+            if !exists && !is_required {
+                continue;
+            }
+            if !exists {
+                self.missing_tool(spec, tool);
             }
             tools.insert(tool.into(), id);
         }
         tools
     }
-}
 
-/// What the plan calls `stages`, each once.
-fn names<'d>(stages: impl Iterator<Item = &'d DraftStage>) -> Vec<&'d str> {
-    let mut names: Vec<&str> = stages.map(|stage| stage.name.as_str()).collect();
-    names.dedup();
-    names
+    fn missing_tool(&mut self, spec: &StageSpec, tool: &str) {
+        let message = format!(
+            "`{}` of kind `{}` needs the tool `{tool}`",
+            self.stage.name, spec.kind
+        );
+        let mut names = vec![];
+        for stage in &self.draft.stages {
+            names.extend(stage.id.strip_prefix(TOOLS));
+        }
+        let help = match closest(tool, names) {
+            Some(other) => format!("[tools] has `{other}`; did you mean `{tool}`?"),
+            None => format!("add it to [tools]: `{tool} = {{ pypi = \"...\", sha256 = \"...\" }}`"),
+        };
+        self.problem(
+            Code::PlanMissingTool,
+            message,
+            &self.stage.at,
+            "this stage",
+            help,
+        );
+    }
 }

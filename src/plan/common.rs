@@ -1,4 +1,4 @@
-//! What every stage may say, whatever its kind: `kind`, `keep`, `optional`, `across`, `timeout`,
+//! The keys that a stage of any kind may have: `kind`, `keep`, `optional`, `across`, `timeout`,
 //! `retries`.
 
 use std::time::Duration;
@@ -7,38 +7,36 @@ use super::Keep;
 use super::source::{Node, Table, Tree};
 use crate::action::{Registry, StageSpec};
 
-/// Which kind a stage is of.
+/// The kind of a stage.
 pub const KIND: &str = "kind";
-/// What of it is written out.
+/// Which of its parts are written out.
 pub const KEEP: &str = "keep";
-/// The axes that it gathers over.
+/// The axes that it gathers.
 pub const ACROSS: &str = "across";
 /// How long one of its actions may take.
 pub const TIMEOUT: &str = "timeout";
-/// How often an action that failed is tried again.
+/// How often a failed action is run again.
 pub const RETRIES: &str = "retries";
-
-/// Whether it is built only where it is asked for.
+/// Whether it is built only if the call names it, or a stage that depends on it.
 pub const OPTIONAL: &str = "optional";
 
 /// All of them.
 pub const COMMON: [&str; 6] = [KIND, KEEP, ACROSS, TIMEOUT, RETRIES, OPTIONAL];
 
-/// Cap on `timeout`: longer than any action, and far from what a clock cannot count.
+/// Cap on `timeout`: longer than any action, and short enough for every clock.
 pub const MAX_TIMEOUT_HOURS: u64 = 1000;
 /// Cap on `retries`.
 pub const MAX_RETRIES: u32 = 100;
-/// What a timeout looks like.
+/// The form of a timeout.
 pub const TIMEOUT_PATTERN: &str = "^[0-9]+(s|min|h)$";
 
-/// What `kind` says, if there is such a kind.
+/// The specification of the kind of `table`, if the kind exists.
 pub fn spec_of<'r>(table: &Table, registry: &'r Registry) -> Option<&'r StageSpec> {
-    registry
-        .get(table.get(KIND)?.node.string()?)
-        .map(|stage| stage.spec())
+    let kind = table.get(KIND)?.node.string()?;
+    Some(registry.get(kind)?.spec())
 }
 
-/// The items of a list, or the one value that is no list.
+/// The items of a list. A value that is not a list is the only item.
 pub fn items(node: &Node) -> &[Node] {
     match &node.tree {
         Tree::List(items) => items,
@@ -51,48 +49,49 @@ pub fn strings(node: &Node) -> impl Iterator<Item = &str> {
     items(node).iter().filter_map(Node::string)
 }
 
-/// The value of `keep`, if it is one.
+/// The value of `keep`, if it is valid.
 pub fn keep(node: &Node) -> Option<Keep> {
     match &node.tree {
         Tree::Bool(false) => Some(Keep::Nothing),
         Tree::Bool(true) => Some(Keep::All),
-        Tree::List(parts) => parts
-            .iter()
-            .map(|part| part.string().map(String::from))
-            .collect::<Option<_>>()
-            .map(Keep::Parts),
+        Tree::List(items) => {
+            let mut parts = vec![];
+            for item in items {
+                parts.push(item.string()?.to_string());
+            }
+            Some(Keep::Parts(parts))
+        }
         _ => None,
     }
 }
 
-/// The value of `timeout`, if it is one: `90s`, `20min`, `2h`.
+/// The value of `timeout`, if it is valid: `90s`, `20min`, `2h`.
 pub fn timeout(node: &Node) -> Option<Duration> {
     let text = node.string()?;
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (count, unit) = text.split_at(digits);
-    let seconds: u64 = match unit {
+    let unit_seconds: u64 = match unit {
         "s" => 1,
         "min" => 60,
         "h" => 3600,
         _ => return None,
     };
-    let seconds = count.parse::<u64>().ok()?.checked_mul(seconds)?;
-    (1..=MAX_TIMEOUT_HOURS * 3600)
-        .contains(&seconds)
-        .then(|| Duration::from_secs(seconds))
+    let seconds = count.parse::<u64>().ok()?.checked_mul(unit_seconds)?;
+    if seconds == 0 || seconds > MAX_TIMEOUT_HOURS * 3600 {
+        return None;
+    }
+    Some(Duration::from_secs(seconds))
 }
 
-/// The value of `retries`, if it is one.
+/// The value of `retries`, if it is valid.
 pub fn retries(node: &Node) -> Option<u32> {
     match node.tree {
-        Tree::Integer(count) => u32::try_from(count)
-            .ok()
-            .filter(|count| *count <= MAX_RETRIES),
+        Tree::Integer(count) if (0..=i64::from(MAX_RETRIES)).contains(&count) => Some(count as u32),
         _ => None,
     }
 }
 
-/// The value of `optional`, if it is one.
+/// The value of `optional`, if it is valid.
 pub fn optional(node: &Node) -> Option<bool> {
     match node.tree {
         Tree::Bool(optional) => Some(optional),

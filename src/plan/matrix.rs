@@ -1,4 +1,4 @@
-//! Which stages exist once per value of which axes, and where each of these instances stands.
+//! Expands stages along the axes of `[matrix]`: which stages exist once per value of which axes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,12 +9,12 @@ use super::vars::{Coordinates, Vars};
 use crate::action::{Registry, StageSpec};
 use crate::base::{Code, Problem, hint};
 
-/// Cap on the stages of a plan, tools and all instances included; far above any plan that a person
-/// writes.
+/// Cap on the stages of a plan, including tools and all instances. It is far above any plan that a
+/// person writes.
 pub const MAX_STAGES: usize = 1000;
 
-/// One `[stage.NAME]` as it is written, with no `${name}` filled in.
-pub struct Written {
+/// One `[stage.NAME]` before any `${name}` is filled in.
+pub struct StageTable {
     pub name: String,
     pub at: Span,
     pub table: Table,
@@ -22,155 +22,172 @@ pub struct Written {
 
 type Axes = BTreeSet<usize>;
 
-/// For each stage of a plan, the axes that it exists along.
+/// The axes of each stage of a plan. Stages and axes are identified by index.
 pub struct Matrix {
+    /// By stage.
     axes: Vec<Axes>,
+    /// Number of values, by axis.
     extents: Vec<usize>,
 }
 
-/// What a stage takes, and which axes it gathers over.
+/// What a stage depends on.
 #[derive(Default)]
-struct Takes {
-    /// By index; the union over all values of the axes that the stage itself uses.
-    stages: BTreeSet<usize>,
+struct Dependencies {
+    /// The union over all instances of the stage.
+    producers: BTreeSet<usize>,
+    /// The axes in its `across`, and where they are written.
     across: Vec<(usize, Span)>,
 }
 
+impl Dependencies {
+    fn is_across(&self, axis: usize) -> bool {
+        self.across.iter().any(|(across, _)| *across == axis)
+    }
+}
+
 impl Matrix {
-    /// Finds out which axes each of `stages` needs: those that its own text uses, and those of the
-    /// stages that it takes from, but for those that it is `across`.
+    /// Computes the axes of `stages`: those that its own text uses and those of its producers,
+    /// except the axes in its `across`.
     pub fn of(
-        stages: &[Written],
+        stages: &[StageTable],
         vars: &mut Vars,
         map: &SourceMap,
         registry: &Registry,
         problems: &mut Vec<Problem>,
     ) -> Matrix {
-        let index: BTreeMap<&str, usize> = stages
-            .iter()
-            .enumerate()
-            .map(|(at, stage)| (&*stage.name, at))
-            .collect();
-        let extents: Vec<usize> = (0..vars.axes().count())
-            .map(|axis| vars.extent(axis))
-            .collect();
+        let mut index_of: BTreeMap<&str, usize> = BTreeMap::new();
+        for (index, stage) in stages.iter().enumerate() {
+            index_of.insert(&stage.name, index);
+        }
+        let axis_count = vars.axes().count();
         let mut matrix = Matrix {
             axes: vec![],
-            extents,
+            extents: (0..axis_count).map(|axis| vars.extent(axis)).collect(),
         };
-        let mut takes: Vec<Takes> = vec![];
-        for stage in stages {
-            let node = Node {
+        let mut dependencies: Vec<Dependencies> = vec![];
+        for (index, stage) in stages.iter().enumerate() {
+            let template = Node {
                 tree: Tree::Table(stage.table.clone()),
                 span: stage.at.clone(),
             };
-            matrix.axes.push(vars.axes_in(&node));
-            let mut taken = Takes::default();
-            for here in matrix.places(takes.len()) {
-                let mut node = node.clone();
-                // Complaints come when the stage itself is filled in.
-                vars.fill(&mut node, &here, map, &mut vec![]);
+            matrix.axes.push(vars.axes_in(&template));
+            let mut own = Dependencies::default();
+            for coordinates in matrix.instances(index) {
+                let mut node = template.clone();
+                // The problems are reported later, when the stage itself is filled in.
+                vars.fill(&mut node, &coordinates, map, &mut vec![]);
                 let Tree::Table(table) = &node.tree else {
                     continue;
                 };
                 let spec = spec_of(table, registry);
-                taken
-                    .stages
-                    .extend(references(table, spec).filter_map(|name| index.get(name)));
-                taken.across = across(stage, table, spec, vars, problems);
-            }
-            takes.push(taken);
-        }
-        matrix.spread(&takes);
-        for (stage, taken) in stages.iter().zip(&takes) {
-            for (axis, at) in &taken.across {
-                if !taken
-                    .stages
-                    .iter()
-                    .any(|producer| matrix.axes[*producer].contains(axis))
-                {
-                    let name = vars.axes().nth(*axis).unwrap_or_default();
-                    let message = format!(
-                        "nothing that `{}` takes exists once per `{name}`",
-                        stage.name
-                    );
-                    problems.push(
-                        Problem::new(Code::PlanMatrix, message).at(at.clone(), "gathers nothing"),
-                    );
+                for name in references(table, spec) {
+                    own.producers.extend(index_of.get(name));
                 }
+                own.across = read_across(stage, table, spec, vars, problems);
             }
+            dependencies.push(own);
         }
+        matrix.propagate(&dependencies);
+        matrix.check_across(stages, &dependencies, vars, problems);
         matrix
     }
 
-    /// Carries the axes of givers on to takers, until nothing changes: axes only ever come, so this
-    /// ends.
-    fn spread(&mut self, takes: &[Takes]) {
+    /// Adds the axes of producers to their consumers until nothing changes. It ends, because axes
+    /// are only added.
+    fn propagate(&mut self, dependencies: &[Dependencies]) {
         let mut changed = true;
         while changed {
             changed = false;
-            for (consumer, Takes { stages, across }) in takes.iter().enumerate() {
-                let is_new = |axis: &usize| across.iter().all(|(across, _)| across != axis);
-                let all: Axes = stages
-                    .iter()
-                    .flat_map(|producer| &self.axes[*producer])
-                    .copied()
-                    .filter(is_new)
-                    .collect();
-                let own: Axes = self.axes[consumer].iter().copied().filter(is_new).collect();
-                let all: Axes = &all | &own;
-                changed |= all != self.axes[consumer];
-                self.axes[consumer] = all;
+            for (consumer, own) in dependencies.iter().enumerate() {
+                let mut axes = self.axes[consumer].clone();
+                for producer in &own.producers {
+                    axes.extend(&self.axes[*producer]);
+                }
+                axes.retain(|axis| !own.is_across(*axis));
+                changed |= axes != self.axes[consumer];
+                self.axes[consumer] = axes;
             }
         }
     }
 
-    /// How many instances each stage has.
-    pub fn counts(&self) -> impl Iterator<Item = usize> {
-        self.axes.iter().map(|axes| {
-            axes.iter()
-                .map(|axis| self.extents[*axis])
-                .fold(1, usize::saturating_mul)
-        })
+    /// Reports each axis in an `across` that no producer of the stage has.
+    fn check_across(
+        &self,
+        stages: &[StageTable],
+        dependencies: &[Dependencies],
+        vars: &Vars,
+        problems: &mut Vec<Problem>,
+    ) {
+        for (stage, own) in stages.iter().zip(dependencies) {
+            for (axis, at) in &own.across {
+                let has_axis = |producer: &usize| self.axes[*producer].contains(axis);
+                if own.producers.iter().any(has_axis) {
+                    continue;
+                }
+                let axis = vars.axes().nth(*axis).unwrap_or_default();
+                let message = format!("no input of `{}` exists once per `{axis}`", stage.name);
+                let problem = Problem::new(Code::PlanMatrix, message);
+                problems.push(problem.at(at.clone(), "nothing to gather"));
+            }
+        }
     }
 
-    /// Where the instances of a stage stand, the last axis going fastest; none if there are more
-    /// than a plan can have.
-    pub fn places(&self, stage: usize) -> Vec<Coordinates> {
+    /// The number of instances of all stages. It saturates.
+    pub fn instance_count(&self) -> usize {
+        let mut total: usize = 0;
+        for axes in &self.axes {
+            let mut count: usize = 1;
+            for axis in axes {
+                count = count.saturating_mul(self.extents[*axis]);
+            }
+            total = total.saturating_add(count);
+        }
+        total
+    }
+
+    /// The coordinates of the instances of a stage; the last axis varies fastest. Empty if there
+    /// are more than a plan can have.
+    pub fn instances(&self, stage: usize) -> Vec<Coordinates> {
         let Some(axes) = self.axes.get(stage) else {
             return vec![];
         };
-        let mut places = vec![Coordinates::new()];
+        let mut instances = vec![Coordinates::new()];
         for axis in axes {
-            if places.len().saturating_mul(self.extents[*axis]) > MAX_STAGES {
+            let extent = self.extents[*axis];
+            if instances.len().saturating_mul(extent) > MAX_STAGES {
                 return vec![];
             }
-            let with = |place: &Coordinates, value| {
-                let mut place = place.clone();
-                place.insert(*axis, value);
-                place
-            };
-            places = places
-                .iter()
-                .flat_map(|place| (0..self.extents[*axis]).map(move |v| with(place, v)))
-                .collect();
+            let mut extended = vec![];
+            for coordinates in &instances {
+                for value in 0..extent {
+                    let mut coordinates = coordinates.clone();
+                    coordinates.insert(*axis, value);
+                    extended.push(coordinates);
+                }
+            }
+            instances = extended;
         }
-        places
+        instances
     }
 }
 
-/// The stages that the slots of `table` name.
-fn references<'t>(table: &'t Table, spec: Option<&StageSpec>) -> impl Iterator<Item = &'t str> {
-    let slots = spec.map_or([].as_slice(), |spec| spec.inputs);
-    slots
-        .iter()
-        .filter_map(|slot| table.get(slot.name))
-        .flat_map(|entry| strings(&entry.node))
+/// The stages that the inputs of `table` name.
+fn references<'t>(table: &'t Table, spec: Option<&StageSpec>) -> Vec<&'t str> {
+    let mut names = vec![];
+    let Some(spec) = spec else {
+        return names;
+    };
+    for slot in spec.inputs {
+        if let Some(entry) = table.get(slot.name) {
+            names.extend(strings(&entry.node));
+        }
+    }
+    names
 }
 
-/// The axes that the stage `table` is `across`, and where it says so.
-fn across(
-    stage: &Written,
+/// The axes in the `across` of a stage, and where they are written.
+fn read_across(
+    stage: &StageTable,
     table: &Table,
     spec: Option<&StageSpec>,
     vars: &Vars,
@@ -180,7 +197,9 @@ fn across(
         return vec![];
     };
     let name = &stage.name;
-    if let Some(spec) = spec.filter(|spec| spec.inputs.iter().all(|slot| !slot.many)) {
+    if let Some(spec) = spec
+        && !spec.inputs.iter().any(|slot| slot.many)
+    {
         let message = format!(
             "`{name}` cannot be `across` an axis: `{}` takes one stage in each input",
             spec.kind
@@ -200,18 +219,14 @@ fn across(
     };
     let mut axes = vec![];
     for item in items {
-        let wanted = item.string().unwrap_or_default();
-        match vars.axes().position(|axis| axis == wanted) {
-            Some(axis) => axes.push((axis, item.span.clone())),
-            None => problems.push(
-                Problem::new(
-                    Code::PlanMatrix,
-                    format!("`{name}.{ACROSS}`: there is no axis `{wanted}`"),
-                )
-                .at(item.span.clone(), "here")
-                .help(hint(wanted, "axes", vars.axes())),
-            ),
+        let axis = item.string().unwrap_or_default();
+        if let Some(index) = vars.axes().position(|name| name == axis) {
+            axes.push((index, item.span.clone()));
+            continue;
         }
+        let message = format!("`{name}.{ACROSS}`: there is no axis `{axis}`");
+        let problem = Problem::new(Code::PlanMatrix, message).at(item.span.clone(), "here");
+        problems.push(problem.help(hint(axis, "axes", vars.axes())));
     }
     axes
 }

@@ -1,4 +1,5 @@
-//! Floor 4: text in, plan or all its problems out. Pure.
+//! Reads the text of a plan into a checked [`Plan`], or reports all its problems. Pure: it opens no
+//! file.
 
 mod check;
 mod common;
@@ -31,33 +32,33 @@ pub use source::Source;
 pub use source_map::{MAX_TEXT_BYTES, SourceMap};
 pub use tables::{Tables, tables};
 
-/// So many mistakes are told: nobody mends more at once.
-const MAX_TOLD: usize = 100;
+/// Number of problems that are reported one by one. The others are only counted.
+const MAX_PROBLEMS: usize = 100;
 
-/// Reads a plan: its texts, the variables set by the call (`--set`), and the stage kinds that
-/// exist. Goes on after every mistake, so the error is all there is to mend, in the order of the
-/// text; only a text that is not TOML, or not there, is not looked into further.
+/// Reads a plan from its texts. `sets` are the values of `--set`, `registry` has the stage kinds.
+///
+/// The error has all problems in the order of the text. If a file is missing or is not valid TOML,
+/// only the problems of that kind are reported.
 pub fn read(
     map: &SourceMap,
     sets: &[(String, String)],
     registry: &Registry,
 ) -> Result<Plan, Vec<Problem>> {
     let mut problems = map.problems().to_vec();
-    let plan = if problems.is_empty() {
-        check(map, sets, registry, &mut problems)
-    } else {
-        Plan::default()
-    };
     if problems.is_empty() {
-        return Ok(plan);
+        let plan = check(map, sets, registry, &mut problems);
+        if problems.is_empty() {
+            return Ok(plan);
+        }
     }
-    problems.sort_by_key(|problem| place(problem).map_or(0, |at| at.start));
-    // The instances of a stage share its mistakes.
-    let mut told = BTreeSet::new();
-    problems.retain(|problem| told.insert(format!("{problem:?}")));
-    if problems.len() > MAX_TOLD {
-        let message = format!("and {} more mistakes", problems.split_off(MAX_TOLD).len());
-        problems.push(Problem::new(Code::PlanMore, message).help("mend these first"));
+    problems.sort_by_key(|problem| place(problem).unwrap_or_default().start);
+    // The instances of a stage have the same problems.
+    let mut reported = BTreeSet::new();
+    problems.retain(|problem| reported.insert(format!("{problem:?}")));
+    if problems.len() > MAX_PROBLEMS {
+        let more = problems.split_off(MAX_PROBLEMS).len();
+        let message = format!("and {more} more mistakes");
+        problems.push(Problem::new(Code::PlanMore, message).help("correct these first"));
     }
     Err(problems)
 }
@@ -69,22 +70,18 @@ fn check(
     problems: &mut Vec<Problem>,
 ) -> Plan {
     let draft = parse::parse(map, sets, registry, problems);
-    let unfilled: Vec<Range<usize>> = problems
-        .iter()
-        .filter(|p| is_unfilled(p))
-        .flat_map(place)
-        .collect();
+    let mut unfilled = vec![];
+    for problem in problems.iter() {
+        if is_unfilled(problem)
+            && let Some(span) = place(problem)
+        {
+            unfilled.push(span);
+        }
+    }
     let checked = check::check(&draft, registry, problems);
     let stages = order::in_order(checked, problems);
-    // A value with a hole where its variable should be is no news to complain of.
-    let follows = |problem: &Problem| {
-        place(problem).is_some_and(|at| {
-            unfilled
-                .iter()
-                .any(|hole| at.start <= hole.start && hole.end <= at.end)
-        })
-    };
-    problems.retain(|problem| is_unfilled(problem) || !follows(problem));
+    // A value with an unknown variable in it is reported once, for the variable.
+    problems.retain(|problem| is_unfilled(problem) || !contains_any(problem, &unfilled));
     Plan {
         name: draft.name,
         stages,
@@ -92,11 +89,26 @@ fn check(
     }
 }
 
+/// Where the plan has the problem: its first label.
 fn place(problem: &Problem) -> Option<Range<usize>> {
-    problem.labels.first().map(|(at, _)| at.clone())
+    let (span, _) = problem.labels.first()?;
+    Some(span.clone())
 }
 
-/// Whether a `${...}` could not be filled in.
+/// Whether one of `spans` is inside the place of the problem.
+fn contains_any(problem: &Problem, spans: &[Range<usize>]) -> bool {
+    let Some(at) = place(problem) else {
+        return false;
+    };
+    for span in spans {
+        if at.start <= span.start && span.end <= at.end {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether it reports a `${...}` that has no value.
 fn is_unfilled(problem: &Problem) -> bool {
     matches!(
         problem.code,
@@ -104,7 +116,7 @@ fn is_unfilled(problem: &Problem) -> bool {
     )
 }
 
-/// A stage's own name: `weights`; `npu.sm8650` for an instance of `npu`; `tools.qnn` for the
+/// The id of a stage: `weights`; `npu.sm8650` for an instance of `npu`; `tools.qnn` for the
 /// implicit stage of a tool.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct StageId(pub String);
@@ -115,51 +127,51 @@ impl fmt::Display for StageId {
     }
 }
 
-/// A checked plan: every stage kind, parameter, slot and tool exists and fits, and there is no
-/// cycle.
+/// A checked plan: its stage kinds, parameters, inputs and tools are valid, and it has no cycle.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// `[plan] name`.
     pub name: String,
-    /// The stages, in a topological order that follows the plan's own where it can.
+    /// The stages in topological order; otherwise in the order of the text.
     pub stages: Vec<PlannedStage>,
-    /// The files that its text was read from.
+    /// The files that the plan was read from.
     pub texts: Vec<PathBuf>,
 }
 
 /// One stage of a checked plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedStage {
-    /// Its own name.
+    /// Its id.
     pub id: StageId,
-    /// Its name in the plan, which all its instances share.
+    /// Its name in the plan; the same for all instances.
     pub name: String,
-    /// Its kind, which the registry knows.
+    /// Its kind, which is in the registry.
     pub kind: String,
-    /// Its table without input slots and what every stage may have; variables are filled in.
+    /// Its parameters: the table without input slots and common keys, with variables filled in.
     pub params: Value,
-    /// Input slot -> the stages that feed it.
+    /// Input slot -> the stages whose output it reads.
     pub slots: BTreeMap<String, Vec<StageId>>,
     /// Tool name -> the implicit stage that fetches it.
     pub tools: BTreeMap<String, StageId>,
-    /// What is written out: as `keep` says, else all of it if nothing consumes it. Never a tool.
+    /// What is written out: the value of `keep`, or everything if no stage consumes the output.
+    /// Tools are never written out.
     pub keep: Keep,
     /// How long one of its actions may take.
     pub timeout: Option<Duration>,
-    /// How often an action that failed is tried again; zero for what does not reach outside.
+    /// How often a failed action is run again; 0 for kinds that do not reach outside.
     pub retries: u32,
-    /// It is built only where it, or what needs it, is asked for.
+    /// Whether it is built only if the call names it or a stage that depends on it.
     pub optional: bool,
-    /// Where the plan names it, in the texts that it was read from: see [`SourceMap::place`].
+    /// Where the plan names it: a range for [`SourceMap::place`].
     pub at: Range<usize>,
 }
 
-/// What of a stage's artifact is written out.
+/// Which parts of a stage are written out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// Nothing: `keep = false`, and what others consume.
+    /// Nothing: `keep = false`, and the default if another stage consumes the output.
     Nothing,
-    /// Every part: `keep = true`, and what nothing consumes.
+    /// Every part: `keep = true`, and the default if no other stage consumes the output.
     All,
     /// These parts, and all parts in these folders: `keep = ["summary.txt", "tensors"]`.
     Parts(Vec<String>),
@@ -168,20 +180,24 @@ pub enum Keep {
 impl Keep {
     /// Whether the part called `name` is written out.
     pub fn takes(&self, name: &str) -> bool {
-        let is_or_holds = |kept: &String| {
-            name.strip_prefix(kept.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        let parts = match self {
+            Keep::Nothing => return false,
+            Keep::All => return true,
+            Keep::Parts(parts) => parts,
         };
-        match self {
-            Keep::Nothing => false,
-            Keep::All => true,
-            Keep::Parts(parts) => parts.iter().any(is_or_holds),
+        for part in parts {
+            if let Some(rest) = name.strip_prefix(part.as_str())
+                && (rest.is_empty() || rest.starts_with('/'))
+            {
+                return true;
+            }
         }
+        false
     }
 }
 
 impl PlannedStage {
-    /// The stages it waits for.
+    /// The stages that it depends on.
     pub fn dependencies(&self) -> impl Iterator<Item = &StageId> {
         self.slots.values().flatten().chain(self.tools.values())
     }

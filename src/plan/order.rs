@@ -1,4 +1,4 @@
-//! The stages as a graph: no cycles, and an order in which every stage follows what it waits for.
+//! The stages as a graph: topological order and cycles.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,14 +12,13 @@ use super::source::Span;
 use super::{Keep, PlannedStage, StageId};
 use crate::base::{Code, Problem};
 
-/// The stages in an order that follows the plan's own where it can, without the tools that nothing
-/// needs. A cycle goes to `problems`.
+/// The stages in topological order, otherwise in the order of the text. Tools that no stage needs
+/// are left out. Cycles are added to `problems`.
 pub fn in_order(checked: Vec<Checked>, problems: &mut Vec<Problem>) -> Vec<PlannedStage> {
-    let graph = graph(&checked);
-    let rings: Vec<Vec<NodeIndex>> = tarjan_scc(&graph);
-    for mut ring in rings {
-        ring.sort();
-        problems.extend(cycle(&graph, &ring, &checked));
+    let graph = build_graph(&checked);
+    for mut component in tarjan_scc(&graph) {
+        component.sort();
+        problems.extend(cycle(&graph, &component, &checked));
     }
     let mut order = vec![];
     let mut walk = DfsPostOrder::empty(Reversed(&graph));
@@ -29,44 +28,51 @@ pub fn in_order(checked: Vec<Checked>, problems: &mut Vec<Problem>) -> Vec<Plann
             order.push(node.index());
         }
     }
-    let consumed: BTreeSet<StageId> = checked
-        .iter()
-        .flat_map(|checked| checked.stage.dependencies().cloned())
-        .collect();
-    let mut stages: Vec<Option<PlannedStage>> = checked
-        .into_iter()
-        .map(
-            |Checked {
-                 mut stage, keep, ..
-             }| {
-                let tool = stage.id.0.starts_with(TOOLS);
-                stage.keep = match keep {
-                    _ if tool => Keep::Nothing,
-                    Some(keep) => keep,
-                    None if consumed.contains(&stage.id) => Keep::Nothing,
-                    None => Keep::All,
-                };
-                (!tool || consumed.contains(&stage.id)).then_some(stage)
-            },
-        )
-        .collect();
-    order
-        .into_iter()
-        .filter_map(|index| stages[index].take())
-        .collect()
+    let mut consumed: BTreeSet<StageId> = BTreeSet::new();
+    for Checked { stage, .. } in &checked {
+        consumed.extend(stage.dependencies().cloned());
+    }
+    let mut by_index: Vec<Option<Checked>> = checked.into_iter().map(Some).collect();
+    let mut stages = vec![];
+    for index in order {
+        let Some(Checked {
+            mut stage, keep, ..
+        }) = by_index[index].take()
+        else {
+            continue;
+        };
+        let is_consumed = consumed.contains(&stage.id);
+        let is_tool = stage.id.0.starts_with(TOOLS);
+        if is_tool && !is_consumed {
+            continue;
+        }
+        stage.keep = match keep {
+            _ if is_tool => Keep::Nothing,
+            Some(keep) => keep,
+            None if is_consumed => Keep::Nothing,
+            None => Keep::All,
+        };
+        stages.push(stage);
+    }
+    stages
 }
 
-/// Giver -> taker; an edge carries where the taker names the giver.
-fn graph(checked: &[Checked]) -> DiGraph<(), Span> {
+/// Edges go from producer to consumer and have the place where the consumer names the producer.
+fn build_graph(checked: &[Checked]) -> DiGraph<(), Span> {
     let mut graph = DiGraph::new();
-    let nodes: BTreeMap<&StageId, NodeIndex> = checked
-        .iter()
-        .map(|checked| (&checked.stage.id, graph.add_node(())))
-        .collect();
-    for consumer in checked {
-        let stage = &consumer.stage;
-        let tools = stage.tools.values().map(|tool| (tool, &stage.at));
-        for (producer, at) in consumer.edges.iter().map(|(id, at)| (id, at)).chain(tools) {
+    let mut nodes: BTreeMap<&StageId, NodeIndex> = BTreeMap::new();
+    for Checked { stage, .. } in checked {
+        nodes.insert(&stage.id, graph.add_node(()));
+    }
+    for Checked { stage, edges, .. } in checked {
+        let mut producers: Vec<(&StageId, &Span)> = vec![];
+        for (id, at) in edges {
+            producers.push((id, at));
+        }
+        for tool in stage.tools.values() {
+            producers.push((tool, &stage.at));
+        }
+        for (producer, at) in producers {
             if let (Some(&from), Some(&to)) = (nodes.get(producer), nodes.get(&stage.id)) {
                 graph.add_edge(from, to, at.clone());
             }
@@ -76,40 +82,46 @@ fn graph(checked: &[Checked]) -> DiGraph<(), Span> {
 }
 
 /// A cycle in a strongly connected component, if it has one.
-fn cycle(graph: &DiGraph<(), Span>, ring: &[NodeIndex], checked: &[Checked]) -> Option<Problem> {
-    // In a component every node has an edge to another of its nodes, so the walk comes back to
-    // where it was.
-    let mut path: Vec<NodeIndex> = vec![*ring.first()?];
+fn cycle(
+    graph: &DiGraph<(), Span>,
+    component: &[NodeIndex],
+    checked: &[Checked],
+) -> Option<Problem> {
+    // Every node of a component has an edge from another of its nodes, so that the walk returns to
+    // a node of its path. A component of one node without an edge has no cycle.
+    let mut path: Vec<NodeIndex> = vec![*component.first()?];
     let mut places: Vec<Span> = vec![];
     let start = loop {
-        let waits_for = graph
-            .edges_directed(*path.last()?, petgraph::Incoming)
-            .filter(|e| ring.contains(&e.source()));
-        let edge = waits_for.min_by_key(|edge| edge.source())?;
+        let incoming = graph.edges_directed(*path.last()?, petgraph::Incoming);
+        let edge = incoming
+            .filter(|edge| component.contains(&edge.source()))
+            .min_by_key(|edge| edge.source())?;
         places.push(edge.weight().clone());
         match path.iter().position(|node| *node == edge.source()) {
             Some(start) => break start,
             None => path.push(edge.source()),
         }
     };
-    let name = |node: &NodeIndex| checked[node.index()].stage.name.clone();
-    let (path, places) = (&path[start..], &places[start..]);
-    if let [itself] = path {
-        let message = format!("`{}` waits for itself", name(itself));
+    let mut names: Vec<&str> = vec![];
+    for node in &path[start..] {
+        names.push(&checked[node.index()].stage.name);
+    }
+    let places = &places[start..];
+    if let [name] = names.as_slice() {
+        let message = format!("`{name}` depends on itself");
         let problem =
             Problem::new(Code::PlanCycle, message).help("name another stage as this input");
         return Some(problem.at(places.first()?.clone(), "here"));
     }
-    let names: Vec<String> = path.iter().chain(path.first()).map(name).collect();
-    let message = format!("stages wait for each other: {}", names.join(" -> "));
-    let labels = names
-        .iter()
-        .zip(places)
-        .map(|(name, place)| (place.clone(), format!("`{name}` waits for this")));
-    let problem = Problem::new(Code::PlanCycle, message)
+    let first = *names.first()?;
+    let message = format!(
+        "stages depend on each other: {} -> {first}",
+        names.join(" -> ")
+    );
+    let mut problem = Problem::new(Code::PlanCycle, message)
         .help("one of these inputs must come from another stage");
-    Some(Problem {
-        labels: labels.collect(),
-        ..problem
-    })
+    for (name, place) in names.iter().zip(places) {
+        problem = problem.at(place.clone(), format!("`{name}` depends on this"));
+    }
+    Some(problem)
 }

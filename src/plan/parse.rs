@@ -1,7 +1,7 @@
-//! The tables of a plan to a draft: its name and its stages, tools among them, with every `${name}`
+//! Parses the tables of a plan into a draft: its name, and its stages and tools with every `${name}`
 //! filled in.
 
-use super::matrix::{MAX_STAGES, Matrix, Written};
+use super::matrix::{MAX_STAGES, Matrix, StageTable};
 use super::merge::{Tables, merge};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::source_map::SourceMap;
@@ -10,47 +10,42 @@ use super::words::{MAX_NAME, bad_name};
 use crate::action::Registry;
 use crate::base::{Code, Problem, hint};
 
-/// What the prefix of a tool's implicit stage is.
+/// Prefix of the ids of tools.
 pub const TOOLS: &str = "tools.";
 
-/// A plan that names its stages, but of which nobody knows yet whether they make sense.
+/// A plan whose stages are not checked yet.
 #[derive(Default)]
 pub struct Draft {
     pub name: String,
     pub stages: Vec<DraftStage>,
-    /// Whether the call has left only one value to some axis.
-    pub pinned: bool,
+    /// Whether `--set` sets an axis, so that some instances do not exist.
+    pub is_axis_set: bool,
 }
 
-/// One table of the plan that becomes a stage, or one of the stages that it becomes.
+/// An instance of a stage, or a tool.
 pub struct DraftStage {
-    /// Its own name: `npu.sm8650`; `tools.NAME` for a tool.
+    /// `npu.sm8650`; `tools.NAME` for a tool.
     pub id: String,
     /// Its name in the plan: `npu`.
     pub name: String,
-    /// The values that it stands for.
-    pub here: Coordinates,
+    /// Its values on the axes that it exists along.
+    pub coordinates: Coordinates,
     /// Where the plan names it.
     pub at: Span,
     pub table: Table,
 }
 
 impl Draft {
-    /// The stages that `taker` means by `name`: those that stand where it stands, on every axis
-    /// that both have.
-    pub fn named<'d>(
-        &'d self,
-        name: &str,
-        consumer: &DraftStage,
-    ) -> impl Iterator<Item = &'d DraftStage> {
-        let agrees = |(axis, value): (&usize, &usize)| {
-            consumer.here.get(axis).is_none_or(|here| here == value)
-        };
-        let named = move |stage: &&DraftStage| stage.name == name && !stage.is_tool();
-        self.stages
-            .iter()
-            .filter(named)
-            .filter(move |stage| stage.here.iter().all(agrees))
+    /// The instances that `consumer` means by `name`: those with the same value on every axis that
+    /// both have.
+    pub fn named(&self, name: &str, consumer: &DraftStage) -> Vec<&DraftStage> {
+        let mut named = vec![];
+        for stage in &self.stages {
+            if stage.name == name && !stage.is_tool() && stage.agrees_with(consumer) {
+                named.push(stage);
+            }
+        }
+        named
     }
 }
 
@@ -59,9 +54,21 @@ impl DraftStage {
     pub fn is_tool(&self) -> bool {
         self.id.starts_with(TOOLS)
     }
+
+    /// Whether both have the same value on every axis that both have.
+    fn agrees_with(&self, other: &DraftStage) -> bool {
+        for (axis, value) in &self.coordinates {
+            if let Some(of_other) = other.coordinates.get(axis)
+                && of_other != value
+            {
+                return false;
+            }
+        }
+        true
+    }
 }
 
-/// Reads `map`, with `sets` in place of its variables' own values. All mistakes go to `problems`.
+/// Parses the files of `map`. `sets` are the values of `--set`. Mistakes are added to `problems`.
 pub fn parse(
     map: &SourceMap,
     sets: &[(String, String)],
@@ -70,25 +77,24 @@ pub fn parse(
 ) -> Draft {
     let tables = merge(map, problems);
     let mut vars = Vars::read(&tables, map, sets, problems);
-    let mut reader = Reader { map, problems };
-    let draft = reader.draft(tables, &mut vars, registry);
+    let mut parser = Parser { map, problems };
+    let draft = parser.parse(tables, &mut vars, registry);
     problems.extend(vars.unused());
     draft
 }
 
-struct Reader<'a> {
+struct Parser<'a> {
     map: &'a SourceMap,
     problems: &'a mut Vec<Problem>,
 }
 
-impl Reader<'_> {
+impl Parser<'_> {
     fn problem(&mut self, code: Code, message: String, span: &Span, label: &str, help: String) {
-        let problem = Problem::new(code, message).at(span.clone(), label);
-        self.problems.push(if help.is_empty() {
-            problem
-        } else {
-            problem.help(help)
-        });
+        let mut problem = Problem::new(code, message).at(span.clone(), label);
+        if !help.is_empty() {
+            problem = problem.help(help);
+        }
+        self.problems.push(problem);
     }
 
     fn wrong_type(&mut self, entry: &Entry, expected: &str) {
@@ -106,24 +112,22 @@ impl Reader<'_> {
         );
     }
 
-    fn table<'t>(&mut self, entry: &'t Entry) -> Option<&'t Table> {
-        match &entry.node.tree {
-            Tree::Table(table) => Some(table),
-            _ => {
-                self.wrong_type(entry, "a table");
-                None
-            }
+    fn expect_table<'t>(&mut self, entry: &'t Entry) -> Option<&'t Table> {
+        if let Tree::Table(table) = &entry.node.tree {
+            return Some(table);
         }
+        self.wrong_type(entry, "a table");
+        None
     }
 
-    fn draft(&mut self, tables: Tables, vars: &mut Vars, registry: &Registry) -> Draft {
+    fn parse(&mut self, tables: Tables, vars: &mut Vars, registry: &Registry) -> Draft {
         let mut draft = Draft {
-            pinned: vars.are_pinned(),
+            is_axis_set: vars.is_axis_set(),
             ..Draft::default()
         };
-        let once = Coordinates::new();
+        let no_axes = Coordinates::new();
         if let Some(mut plan) = tables.plan {
-            vars.fill(&mut plan.node, &once, self.map, self.problems);
+            vars.fill(&mut plan.node, &no_axes, self.map, self.problems);
             draft.name = self.name(&plan).unwrap_or_default();
         } else {
             let help = "begin the plan with `[plan]` and `name = \"...\"`".to_string();
@@ -135,40 +139,39 @@ impl Reader<'_> {
                 help,
             );
         }
-        let tools = tables.tools.len();
-        if self.too_many(tools.saturating_add(tables.stages.len())) {
+        let tool_count = tables.tools.len();
+        if self.too_many(tool_count.saturating_add(tables.stages.len())) {
             return draft;
         }
-        let written: Vec<Written> = tables
-            .stages
-            .iter()
-            .filter_map(|stage| self.stage(stage))
-            .collect();
-        let matrix = Matrix::of(&written, vars, self.map, registry, self.problems);
-        if self.too_many(matrix.counts().fold(tools, usize::saturating_add)) {
+        let mut stages = vec![];
+        for entry in &tables.stages {
+            stages.extend(self.stage(entry));
+        }
+        let matrix = Matrix::of(&stages, vars, self.map, registry, self.problems);
+        if self.too_many(tool_count.saturating_add(matrix.instance_count())) {
             return draft;
         }
         for mut tool in tables.tools {
-            vars.fill(&mut tool.node, &once, self.map, self.problems);
+            vars.fill(&mut tool.node, &no_axes, self.map, self.problems);
             draft.stages.extend(self.tool(&tool));
         }
-        for (index, stage) in written.into_iter().enumerate() {
-            for here in matrix.places(index) {
+        for (index, stage) in stages.iter().enumerate() {
+            for coordinates in matrix.instances(index) {
                 let mut node = Node {
                     tree: Tree::Table(stage.table.clone()),
                     span: stage.at.clone(),
                 };
-                vars.fill(&mut node, &here, self.map, self.problems);
+                vars.fill(&mut node, &coordinates, self.map, self.problems);
                 let Tree::Table(mut table) = node.tree else {
                     continue;
                 };
                 self.locate(&mut table);
-                let id = vars.instance(&stage.name, &here);
-                self.check_instance(&id, &stage, &draft);
+                let id = vars.instance(&stage.name, &coordinates);
+                self.check_id(&id, stage, &draft);
                 draft.stages.push(DraftStage {
                     id,
                     name: stage.name.clone(),
-                    here,
+                    coordinates,
                     at: stage.at.clone(),
                     table,
                 });
@@ -192,35 +195,38 @@ impl Reader<'_> {
         count > MAX_STAGES
     }
 
-    /// What an instance is called must be a name too, and nobody else's.
-    fn check_instance(&mut self, id: &str, stage: &Written, draft: &Draft) {
-        // A letter that is wrong in a value of the matrix was named there; here, only the whole can
-        // be too long.
-        if let Some(why) = bad_name(id).filter(|_| id != stage.name && id.len() > MAX_NAME) {
+    /// Reports an id that is too long or not unique.
+    fn check_id(&mut self, id: &str, stage: &StageTable, draft: &Draft) {
+        // Wrong characters are reported at the value of the axis.
+        if id != stage.name
+            && id.len() > MAX_NAME
+            && let Some(why) = bad_name(id)
+        {
             self.problem(
                 Code::PlanBadName,
                 format!("`{id}` cannot name a stage"),
                 &stage.at,
-                "a stage of these",
+                "an instance of this stage",
                 why.into(),
             );
         }
         if let Some(other) = draft.stages.iter().find(|other| other.id == id) {
-            let problem = Problem::new(
-                Code::PlanMatrix,
-                format!("two stages would be called `{id}`"),
-            );
-            let problem = problem
+            let message = format!("two stages would be called `{id}`");
+            let problem = Problem::new(Code::PlanMatrix, message)
                 .at(stage.at.clone(), "this stage")
-                .at(other.at.clone(), "and this stage");
-            self.problems
-                .push(problem.help("give one of them, or a value of the matrix, another name"));
+                .at(other.at.clone(), "and this stage")
+                .help("give one of them, or a value of the matrix, another name");
+            self.problems.push(problem);
         }
     }
 
+    /// The `name` in `[plan]`.
     fn name(&mut self, entry: &Entry) -> Option<String> {
-        let table = self.table(entry)?;
-        for other in table.entries.iter().filter(|other| other.key != "name") {
+        let table = self.expect_table(entry)?;
+        for other in &table.entries {
+            if other.key == "name" {
+                continue;
+            }
             let message = format!("[plan] has no `{}`", other.key);
             self.problem(
                 Code::PlanUnknownKey,
@@ -241,16 +247,12 @@ impl Reader<'_> {
             );
             return None;
         };
-        match &name.node.tree {
-            Tree::String(text) => {
-                self.check_name(text, "plan", &name.node.span);
-                Some(text.clone())
-            }
-            _ => {
-                self.wrong_type(name, "a string");
-                None
-            }
-        }
+        let Tree::String(text) = &name.node.tree else {
+            self.wrong_type(name, "a string");
+            return None;
+        };
+        self.check_name(text, "plan", &name.node.span);
+        Some(text.clone())
     }
 
     fn check_name(&mut self, name: &str, what: &str, span: &Span) {
@@ -259,64 +261,35 @@ impl Reader<'_> {
             self.problem(Code::PlanBadName, message, span, "here", why.into());
         } else if what == "stage" && name.starts_with(TOOLS) {
             let message = format!("`{name}` cannot name a stage");
-            let help = format!("names that begin with `{TOOLS}` belong to what [tools] declares");
+            let help = format!("names that begin with `{TOOLS}` are for the tools in [tools]");
             self.problem(Code::PlanBadName, message, span, "here", help);
         }
     }
 
-    fn stage(&mut self, entry: &Entry) -> Option<Written> {
+    fn stage(&mut self, entry: &Entry) -> Option<StageTable> {
         self.check_name(&entry.key, "stage", &entry.key_span);
-        let table = self.table(entry)?.clone();
-        Some(Written {
+        let table = self.expect_table(entry)?.clone();
+        Some(StageTable {
             name: entry.key.clone(),
             at: entry.key_span.clone(),
             table,
         })
     }
 
-    /// A tool is a stage of kind `fetch` whose archive is unpacked.
+    /// The implicit stage of a tool: a `fetch` that unpacks an archive.
     fn tool(&mut self, entry: &Entry) -> Option<DraftStage> {
         const KEYS: [&str; 5] = ["pypi", "url", "sha256", "timeout", "retries"];
         self.check_name(&entry.key, "tool", &entry.key_span);
-        let written = self.table(entry)?;
-        for other in written
-            .entries
-            .iter()
-            .filter(|other| !KEYS.contains(&other.key.as_str()))
-        {
-            let message = format!("a tool has no `{}`", other.key);
-            self.problem(
-                Code::PlanUnknownKey,
-                message,
-                &other.key_span,
-                "here",
-                hint(&other.key, "its keys", KEYS),
-            );
-        }
-        if written.get("pypi").is_some() == written.get("url").is_some() {
-            let name = &entry.key;
-            let (message, help) = match written.get("url").is_some() {
-                true => (
-                    format!("the tool `{name}` has both `pypi` and `url`"),
-                    "remove one of them".into(),
-                ),
-                false => (
-                    format!("the tool `{name}` needs either `pypi` or `url`"),
-                    "for example `pypi = \"onnxruntime==1.32.0\"`, or `url` with the address of a \
-                     wheel"
-                        .into(),
-                ),
-            };
-            self.problem(
-                Code::PlanToolSource,
-                message,
-                &entry.key_span,
-                "this tool",
-                help,
-            );
-        }
-        let mut table = Table { entries: vec![] };
-        for key in &written.entries {
+        let source = self.expect_table(entry)?;
+        self.check_tool_source(entry, source);
+        let mut table = Table::default();
+        for key in &source.entries {
+            if !KEYS.contains(&key.key.as_str()) {
+                let message = format!("a tool has no `{}`", key.key);
+                let help = hint(&key.key, "its keys", KEYS);
+                self.problem(Code::PlanUnknownKey, message, &key.key_span, "here", help);
+                continue;
+            }
             let mut param = key.clone();
             if key.key == "pypi" {
                 param.key = "url".into();
@@ -325,52 +298,70 @@ impl Reader<'_> {
                     _ => self.wrong_type(key, "a string"),
                 }
             }
-            table
-                .entries
-                .extend(KEYS.contains(&key.key.as_str()).then_some(param));
+            table.entries.push(param);
         }
-        let implied = |key: &str, tree| {
-            let key_span = entry.key_span.clone();
-            Entry {
+        for (key, tree) in [
+            ("kind", Tree::String("fetch".into())),
+            ("unpack", Tree::Bool(true)),
+        ] {
+            let span = entry.key_span.clone();
+            table.entries.push(Entry {
                 key: key.into(),
-                node: Node {
-                    tree,
-                    span: key_span.clone(),
-                },
-                key_span,
-            }
-        };
-        table
-            .entries
-            .push(implied("kind", Tree::String("fetch".into())));
-        table.entries.push(implied("unpack", Tree::Bool(true)));
+                key_span: span.clone(),
+                node: Node { tree, span },
+            });
+        }
         self.locate(&mut table);
         let id = format!("{TOOLS}{}", entry.key);
         Some(DraftStage {
             name: id.clone(),
             id,
-            here: Coordinates::new(),
+            coordinates: Coordinates::new(),
             at: entry.key_span.clone(),
             table,
         })
     }
 
-    /// A relative `file:` URL starts from the folder of its file.
+    /// A tool has either `pypi` or `url`.
+    fn check_tool_source(&mut self, entry: &Entry, table: &Table) {
+        let name = &entry.key;
+        let (message, help) = match (table.get("pypi"), table.get("url")) {
+            (Some(_), Some(_)) => (
+                format!("the tool `{name}` has both `pypi` and `url`"),
+                "remove one of them",
+            ),
+            (None, None) => (
+                format!("the tool `{name}` needs either `pypi` or `url`"),
+                "for example `pypi = \"onnxruntime==1.32.0\"`, or `url` with the address of a wheel",
+            ),
+            _ => return,
+        };
+        self.problem(
+            Code::PlanToolSource,
+            message,
+            &entry.key_span,
+            "this tool",
+            help.into(),
+        );
+    }
+
+    /// Makes relative `file:` URLs absolute: they refer to the folder of their file.
     fn locate(&self, table: &mut Table) {
-        for entry in table
-            .entries
-            .iter_mut()
-            .filter(|entry| ["url", "parts"].contains(&entry.key.as_str()))
-        {
+        for entry in &mut table.entries {
+            if entry.key != "url" && entry.key != "parts" {
+                continue;
+            }
             if let Tree::List(items) = &mut entry.node.tree {
-                items.iter_mut().for_each(|item| self.locate_node(item));
+                for item in items {
+                    self.locate_url(item);
+                }
             } else {
-                self.locate_node(&mut entry.node);
+                self.locate_url(&mut entry.node);
             }
         }
     }
 
-    fn locate_node(&self, node: &mut Node) {
+    fn locate_url(&self, node: &mut Node) {
         if let Tree::String(url) = &mut node.tree
             && let Some(located) = self.map.located(url, &node.span)
         {

@@ -1,4 +1,4 @@
-//! The JSON Schema of a plan, for editors: the same kinds, inputs and parameters that `read` knows.
+//! The JSON Schema of a plan, for editors. It has the same kinds, inputs and parameters as `read`.
 
 use serde_json::{Map, Value, json};
 
@@ -6,15 +6,16 @@ use super::common::{ACROSS, KEEP, KIND, MAX_RETRIES, OPTIONAL, RETRIES, TIMEOUT,
 use super::words::NAME_PATTERN;
 use crate::action::{InputSpec, Registry, Stage};
 
-/// The JSON Schema (draft 2020-12) of a plan made of the stage kinds in `registry`. What it
-/// refuses, `read` refuses too, except a `kind` that is a variable; only `read` can check edges and
+/// The JSON Schema (draft 2020-12) of a plan with the stage kinds in `registry`. `read` rejects
+/// everything that it rejects, except a `kind` that is a variable. Only `read` checks edges and
 /// variables.
 pub fn schema(registry: &Registry) -> Value {
-    let kinds: Vec<Value> = registry
-        .kinds()
-        .filter_map(|kind| registry.get(kind))
-        .map(stage)
-        .collect();
+    let mut kinds = vec![];
+    for kind in registry.kinds() {
+        if let Some(kind) = registry.get(kind) {
+            kinds.push(stage(kind));
+        }
+    }
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A kiln plan",
@@ -32,7 +33,11 @@ pub fn schema(registry: &Registry) -> Value {
                 "type": "object",
                 "additionalProperties": false,
                 "properties": {
-                    "name": described(json!({ "type": "string", "pattern": NAME_PATTERN }), "Artifacts are written to out/NAME/.")
+                    "name": {
+                        "type": "string",
+                        "pattern": NAME_PATTERN,
+                        "description": "Artifacts are written to out/NAME/."
+                    }
                 },
                 "required": ["name"]
             },
@@ -46,7 +51,11 @@ pub fn schema(registry: &Registry) -> Value {
                 "description": "Axes: a stage that uses ${axis}, or depends on a stage that does, \
                     exists once per value.",
                 "type": "object",
-                "additionalProperties": { "type": "array", "minItems": 1, "items": { "$ref": "#/$defs/scalar" } }
+                "additionalProperties": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": { "$ref": "#/$defs/scalar" }
+                }
             },
             "tools": {
                 "description": "Wheels whose shared libraries stages load, pinned by sha256.",
@@ -90,7 +99,7 @@ fn tool() -> Value {
     })
 }
 
-/// Everything that a stage of one kind may say.
+/// The schema of a stage of one kind.
 fn stage(stage: &dyn Stage) -> Value {
     let spec = stage.spec();
     let params = Value::from(stage.schema());
@@ -103,10 +112,12 @@ fn stage(stage: &dyn Stage) -> Value {
     let mut required = vec![Value::from(KIND)];
     for input in spec.inputs {
         properties.insert(input.name.into(), slot(input));
-        required.extend(input.required.then(|| input.name.into()));
+        if input.required {
+            required.push(input.name.into());
+        }
     }
     for (name, param) in params["properties"].as_object().into_iter().flatten() {
-        properties.insert(name.clone(), variable_too(param));
+        properties.insert(name.clone(), or_variable(param));
     }
     required.extend(params["required"].as_array().into_iter().flatten().cloned());
     json!({
@@ -119,8 +130,8 @@ fn stage(stage: &dyn Stage) -> Value {
     })
 }
 
-/// What every stage may say besides its kind; `retries` and `across` only where they have a
-/// meaning.
+/// The keys that a stage of any kind may have, except `kind`. `retries` and `across` only if they
+/// have a meaning.
 pub(super) fn common(has_retries: bool, has_across: bool) -> Map<String, Value> {
     let mut keys = Map::new();
     let keep = json!({ "anyOf": [
@@ -168,7 +179,10 @@ pub(super) fn common(has_retries: bool, has_across: bool) -> Map<String, Value> 
 }
 
 fn timeout() -> Value {
-    let time = json!({ "type": "string", "anyOf": [{ "pattern": TIMEOUT_PATTERN }, { "$ref": "#/$defs/variable" }] });
+    let time = json!({
+        "type": "string",
+        "anyOf": [{ "pattern": TIMEOUT_PATTERN }, { "$ref": "#/$defs/variable" }]
+    });
     described(
         time,
         "How long one of its actions may take: `\"90s\"`, `\"20min\"`, `\"2h\"`, at most \
@@ -178,7 +192,7 @@ fn timeout() -> Value {
 
 fn retries() -> Value {
     let count = json!({ "type": "integer", "minimum": 0, "maximum": MAX_RETRIES, "default": 0 });
-    variable_too(&described(
+    or_variable(&described(
         count,
         "How often a failed action is run again. Only for kinds that reach outside of this \
             machine.",
@@ -196,55 +210,59 @@ fn slot(input: &InputSpec) -> Value {
     described(schema, &format!("{} Takes `{accepted}`.", input.meaning))
 }
 
-/// `schema`, which also takes `${name}` wherever it takes a value that is no free text. TOML has no
-/// null.
-fn variable_too(schema: &Value) -> Value {
-    let Some(fields) = schema.as_object() else {
+/// `schema` without null, which TOML does not have, and with `${name}` as an alternative to each
+/// value that is not free text.
+fn or_variable(schema: &Value) -> Value {
+    let Some(keywords) = schema.as_object() else {
         return schema.clone();
     };
-    let mut fields: Map<String, Value> = fields
-        .iter()
-        .map(|(key, value)| (key.clone(), inner(key, value)))
-        .collect();
-    let is_null = |value: &Value| *value == "null" || value["type"] == "null";
-    for key in ["type", "anyOf", "enum"] {
-        if let Some(Value::Array(choices)) = fields.get_mut(key) {
-            choices.retain(|choice| !is_null(choice));
-            if let ("type", [only]) = (key, choices.as_slice()) {
+    let mut fields = Map::new();
+    for (keyword, value) in keywords {
+        let is_null_default = keyword == "default" && value.is_null();
+        if !is_null_default {
+            fields.insert(keyword.clone(), with_variables(keyword, value));
+        }
+    }
+    for keyword in ["type", "anyOf", "enum"] {
+        if let Some(Value::Array(choices)) = fields.get_mut(keyword) {
+            choices.retain(|choice| *choice != "null" && choice["type"] != "null");
+            if let ("type", [only]) = (keyword, choices.as_slice()) {
                 let only = only.clone();
-                fields.insert(key.into(), only);
+                fields.insert(keyword.into(), only);
             }
         }
     }
-    fields.retain(|key, value| !(key == "default" && value.is_null()));
-    let scalar = fields
-        .get("type")
-        .is_some_and(|is| *is == "integer" || *is == "number" || *is == "boolean");
-    if !scalar && !fields.contains_key("enum") && !fields.contains_key("oneOf") {
+    let is_scalar = match fields.get("type") {
+        Some(Value::String(name)) => matches!(name.as_str(), "integer" | "number" | "boolean"),
+        _ => false,
+    };
+    if !is_scalar && !fields.contains_key("enum") && !fields.contains_key("oneOf") {
         return Value::Object(fields);
     }
-    let outside: Map<String, Value> = ["description", "default"]
-        .iter()
-        .filter_map(|key| fields.remove_entry(*key))
-        .collect();
+    let description = fields.remove("description");
+    let default = fields.remove("default");
     let mut either = json!({ "anyOf": [fields, { "$ref": "#/$defs/variable" }] });
-    outside
-        .into_iter()
-        .for_each(|(key, value)| either[key] = value);
+    if let Some(description) = description {
+        either["description"] = description;
+    }
+    if let Some(default) = default {
+        either["default"] = default;
+    }
     either
 }
 
-/// The value of a schema's keyword: schemas inside it are treated like the whole.
-fn inner(keyword: &str, value: &Value) -> Value {
+/// Applies [`or_variable`] to the schemas in the value of a keyword.
+fn with_variables(keyword: &str, value: &Value) -> Value {
     match (keyword, value) {
-        ("items" | "additionalProperties", schema) => variable_too(schema),
-        ("properties", Value::Object(fields)) => Value::Object(
-            fields
-                .iter()
-                .map(|(key, schema)| (key.clone(), variable_too(schema)))
-                .collect(),
-        ),
-        ("anyOf", Value::Array(schemas)) => schemas.iter().map(variable_too).collect(),
+        ("items" | "additionalProperties", schema) => or_variable(schema),
+        ("properties", Value::Object(properties)) => {
+            let mut map = Map::new();
+            for (name, schema) in properties {
+                map.insert(name.clone(), or_variable(schema));
+            }
+            Value::Object(map)
+        }
+        ("anyOf", Value::Array(schemas)) => schemas.iter().map(or_variable).collect(),
         _ => value.clone(),
     }
 }

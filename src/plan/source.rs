@@ -1,4 +1,4 @@
-//! The text of a file as a tree in which everything knows where it stands.
+//! The TOML text of a file as a tree of values with their places in the text.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -9,29 +9,28 @@ use toml::de::{DeTable, DeValue};
 
 use crate::base::{Code, Problem};
 
-/// The text of a plan, or of a file that it includes, and where it came from.
+/// The text of a plan or of a file that it includes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {
-    /// What problems call it: its path as the call gave it.
+    /// Its name in problems: the path in the call, or relative to it.
     pub name: String,
     /// The TOML text.
     pub text: String,
-    /// The absolute folder that relative `file:` URLs start from.
+    /// The absolute folder that relative `file:` URLs refer to.
     pub folder: PathBuf,
 }
 
-/// A range of bytes of all texts of a plan, one after the other: see
-/// [`SourceMap`](super::SourceMap).
+/// A range of bytes in the concatenated texts of a plan: see [`SourceMap`](super::SourceMap).
 pub type Span = Range<usize>;
 
-/// A value and where it stands.
+/// A value and its place.
 #[derive(Clone, Debug)]
 pub struct Node {
     pub tree: Tree,
     pub span: Span,
 }
 
-/// What TOML can say, dates excepted.
+/// A TOML value that is not a date.
 #[derive(Clone, Debug)]
 pub enum Tree {
     String(String),
@@ -57,23 +56,21 @@ pub struct Entry {
 }
 
 impl Source {
-    /// The tree of the text, its places counted from `base`, or every mistake in its syntax.
-    pub fn tree(&self, base: usize) -> Result<Table, Vec<Problem>> {
+    /// Parses the text. Its places start at `base`. The error has all mistakes in the syntax.
+    pub fn parse(&self, base: usize) -> Result<Table, Vec<Problem>> {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
-        let syntax = |error: &toml::de::Error| {
+        let mut problems = vec![];
+        for error in errors {
             let span = error.span().unwrap_or(self.text.len()..self.text.len());
-            Problem::new(
-                Code::PlanSyntax,
-                format!("not valid TOML: {}", error.message()),
-            )
-            .at(shifted(span, base), "here")
-        };
-        let mut problems: Vec<Problem> = errors.iter().map(syntax).collect();
-        let table = Planter {
+            let message = format!("not valid TOML: {}", error.message());
+            let problem = Problem::new(Code::PlanSyntax, message);
+            problems.push(problem.at(shifted(span, base), "here"));
+        }
+        let mut builder = TreeBuilder {
             base,
             problems: &mut problems,
-        }
-        .table(table.get_ref());
+        };
+        let table = builder.build_table(table.get_ref());
         if problems.is_empty() {
             Ok(table)
         } else {
@@ -86,17 +83,17 @@ fn shifted(span: Span, base: usize) -> Span {
     span.start + base..span.end + base
 }
 
-/// Makes trees of what the parser found.
-struct Planter<'a> {
+/// Converts the parser's values to trees.
+struct TreeBuilder<'a> {
     base: usize,
     problems: &'a mut Vec<Problem>,
 }
 
-impl Planter<'_> {
-    fn table(&mut self, table: &DeTable) -> Table {
+impl TreeBuilder<'_> {
+    fn build_table(&mut self, table: &DeTable) -> Table {
         let mut entries = vec![];
         for (key, value) in table {
-            if let Some(node) = self.node(value) {
+            if let Some(node) = self.build_node(value) {
                 let key_span = shifted(key.span(), self.base);
                 entries.push(Entry {
                     key: key.get_ref().to_string(),
@@ -109,41 +106,46 @@ impl Planter<'_> {
         Table { entries }
     }
 
-    fn node(&mut self, value: &Spanned<DeValue>) -> Option<Node> {
+    fn build_node(&mut self, value: &Spanned<DeValue>) -> Option<Node> {
         let span = shifted(value.span(), self.base);
         let tree = match value.get_ref() {
-            DeValue::String(text) => Some(Tree::String(text.to_string())),
-            DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-                .ok()
-                .map(Tree::Integer),
-            DeValue::Float(number) => number
-                .as_str()
-                .parse()
-                .ok()
-                .filter(|n: &f64| n.is_finite())
-                .map(Tree::Float),
-            DeValue::Boolean(truth) => Some(Tree::Bool(*truth)),
-            DeValue::Datetime(_) => None,
-            DeValue::Array(items) => Some(Tree::List(
-                items.iter().filter_map(|item| self.node(item)).collect(),
-            )),
-            DeValue::Table(table) => Some(Tree::Table(self.table(table))),
-        };
-        if tree.is_none() {
-            let (what, help) = match value.get_ref() {
-                DeValue::Datetime(_) => {
-                    ("a date", "if it is meant as text, write it between quotes")
+            DeValue::String(text) => Tree::String(text.to_string()),
+            DeValue::Boolean(value) => Tree::Bool(*value),
+            DeValue::Integer(digits) => {
+                match i64::from_str_radix(digits.as_str(), digits.radix()) {
+                    Ok(number) => Tree::Integer(number),
+                    Err(_) => return self.out_of_range(span),
                 }
-                _ => (
-                    "a number out of range",
-                    "integers have 64 bits, with a sign; other numbers are finite",
-                ),
-            };
-            let problem = Problem::new(Code::PlanSyntax, format!("a plan cannot hold {what}"));
-            self.problems
-                .push(problem.at(span.clone(), what).help(help));
-        }
-        tree.map(|tree| Node { tree, span })
+            }
+            DeValue::Float(digits) => match digits.as_str().parse::<f64>() {
+                Ok(number) if number.is_finite() => Tree::Float(number),
+                _ => return self.out_of_range(span),
+            },
+            DeValue::Datetime(_) => {
+                let help = "if it is meant as text, write it between quotes";
+                return self.not_allowed(span, "a date", help);
+            }
+            DeValue::Array(values) => {
+                let mut items = vec![];
+                for value in values {
+                    items.extend(self.build_node(value));
+                }
+                Tree::List(items)
+            }
+            DeValue::Table(table) => Tree::Table(self.build_table(table)),
+        };
+        Some(Node { tree, span })
+    }
+
+    fn out_of_range(&mut self, span: Span) -> Option<Node> {
+        let help = "integers have 64 bits, with a sign; other numbers are finite";
+        self.not_allowed(span, "a number out of range", help)
+    }
+
+    fn not_allowed(&mut self, span: Span, what: &str, help: &str) -> Option<Node> {
+        let problem = Problem::new(Code::PlanSyntax, format!("a plan cannot have {what}"));
+        self.problems.push(problem.at(span, what).help(help));
+        None
     }
 }
 
@@ -155,21 +157,22 @@ impl Table {
 
     /// The table as JSON.
     pub fn json(&self) -> Map<String, Value> {
-        self.entries
-            .iter()
-            .map(|entry| (entry.key.clone(), entry.node.json()))
-            .collect()
+        let mut map = Map::new();
+        for entry in &self.entries {
+            map.insert(entry.key.clone(), entry.node.json());
+        }
+        map
     }
 }
 
 impl Tree {
-    /// A scalar as it stands in a longer string; a list or a table has no such text.
+    /// The text of a scalar, for use in a longer string.
     pub fn text(&self) -> Option<String> {
         match self {
             Tree::String(text) => Some(text.clone()),
             Tree::Integer(number) => Some(number.to_string()),
             Tree::Float(number) => Some(number.to_string()),
-            Tree::Bool(truth) => Some(truth.to_string()),
+            Tree::Bool(value) => Some(value.to_string()),
             Tree::List(_) | Tree::Table(_) => None,
         }
     }
@@ -184,7 +187,7 @@ impl Node {
         }
     }
 
-    /// What it is, in words.
+    /// Its type in words: `a string`.
     pub fn what(&self) -> &'static str {
         match self.tree {
             Tree::String(_) => "a string",
@@ -196,20 +199,23 @@ impl Node {
         }
     }
 
-    /// What stands at `path` (`override/0/scheme` in steps), or the deepest node on the way to it.
+    /// The node at `path` (the steps of `override/0/scheme`), or the deepest node on the way to it.
     pub fn find(&self, path: &[&str]) -> &Node {
         let Some((step, rest)) = path.split_first() else {
             return self;
         };
         let next = match &self.tree {
             Tree::Table(table) => table.get(step).map(|entry| &entry.node),
-            Tree::List(items) => step
-                .parse::<usize>()
-                .ok()
-                .and_then(|index| items.get(index)),
+            Tree::List(items) => match step.parse::<usize>() {
+                Ok(index) => items.get(index),
+                Err(_) => None,
+            },
             _ => None,
         };
-        next.map_or(self, |node| node.find(rest))
+        match next {
+            Some(node) => node.find(rest),
+            None => self,
+        }
     }
 
     /// The same value as JSON.
@@ -218,7 +224,7 @@ impl Node {
             Tree::String(text) => text.as_str().into(),
             Tree::Integer(number) => (*number).into(),
             Tree::Float(number) => (*number).into(),
-            Tree::Bool(truth) => (*truth).into(),
+            Tree::Bool(value) => (*value).into(),
             Tree::List(items) => items.iter().map(Node::json).collect(),
             Tree::Table(table) => Value::Object(table.json()),
         }

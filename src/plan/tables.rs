@@ -1,11 +1,11 @@
-//! The inputs and parameters of every stage kind as Markdown tables, for `docs/plan-format.md`.
+//! Markdown tables of the inputs and parameters of each stage kind, for `docs/plan-format.md`.
 
 use serde_json::{Map, Value};
 
 use super::schema::common;
 use crate::action::{ANY, InputSpec, Registry, Stage, StageSpec};
 
-/// Most values of a parameter that are listed in its own row; more have a table only.
+/// Maximum number of values that are listed in the row of a parameter. More have their own table.
 const MAX_LISTED: usize = 4;
 
 /// The tables of one kind, or of all kinds together.
@@ -20,11 +20,11 @@ pub struct Tables {
 
 /// The name of the list of all kinds.
 pub const KINDS: &str = "kinds";
-/// The name of the table of what every stage may say.
+/// The name of the table of keys that a stage of any kind may have.
 pub const EVERY_STAGE: &str = "every stage";
 
-/// The list of all kinds in `registry`, the table of what every stage may say, and the tables of
-/// each kind.
+/// The list of all kinds in `registry`, the table of keys that a stage of any kind may have, and the
+/// tables of each kind.
 pub fn tables(registry: &Registry) -> Vec<Tables> {
     let mut all = vec![
         Tables {
@@ -82,7 +82,7 @@ fn of_kind(stage: &dyn Stage) -> String {
         markdown += "\n| input | takes | meaning |\n|---|---|---|\n";
         for input in spec.inputs {
             let meaning = cell(input.meaning);
-            markdown += &format!("| `{}` | {} | {meaning} |\n", input.name, takes(input));
+            markdown += &format!("| `{}` | {} | {meaning} |\n", input.name, accepted(input));
         }
     }
     let schema = Value::from(stage.schema());
@@ -96,7 +96,7 @@ fn of_kind(stage: &dyn Stage) -> String {
             continue;
         };
         rows.add(name, param, is_required(&schema, name));
-        nested.find(name, param, spec);
+        nested.add(name, param, spec);
     }
     if spec.params.is_empty() {
         return markdown + "\nNo parameters.\n";
@@ -104,16 +104,15 @@ fn of_kind(stage: &dyn Stage) -> String {
     markdown + "\n" + &rows.markdown + &nested.markdown()
 }
 
-/// What an input takes: `model`, optional; list of `onnx`.
-fn takes(input: &InputSpec) -> String {
-    let kinds: Vec<String> = input
-        .accepts
-        .iter()
-        .map(|kind| match *kind {
-            ANY => "any output".into(),
-            kind => format!("`{kind}`"),
-        })
-        .collect();
+/// The artifacts that an input accepts: "`model`; optional", "one or a list: `onnx`".
+fn accepted(input: &InputSpec) -> String {
+    let mut kinds = vec![];
+    for kind in input.accepts {
+        match *kind {
+            ANY => kinds.push("any output".to_string()),
+            kind => kinds.push(format!("`{kind}`")),
+        }
+    }
     let mut text = kinds.join(", ");
     if input.many {
         text = format!("one or a list: {text}");
@@ -143,25 +142,25 @@ impl Rows {
             default => format!("`{}`", toml(default)),
         };
         let meaning = cell(schema["description"].as_str().unwrap_or_default());
-        let value = value(schema);
+        let value = allowed(schema);
         self.markdown += &format!("| `{name}` | {value} | {default} | {meaning} |\n");
     }
 }
 
-/// What one row cannot hold: the keys of tables, and the meanings of values.
+/// Tables below the rows of a kind: the keys of tables, and the meanings of values.
 #[derive(Default)]
 struct Nested<'s> {
     keys: Vec<(String, &'s Value)>,
-    /// Each list of values once, with all the parameters that take it.
+    /// Each list of values once, with all parameters that have it.
     values: Vec<(Vec<String>, &'s [Value])>,
 }
 
 impl<'s> Nested<'s> {
-    /// Adds what the parameter at `path` needs.
-    fn find(&mut self, path: &str, schema: &'s Value, spec: &StageSpec) {
+    /// Adds the tables of the parameter at `path`.
+    fn add(&mut self, path: &str, schema: &'s Value, spec: &StageSpec) {
         for variant in variants(schema) {
             if let Some(values) = variant["oneOf"].as_array() {
-                match self.values.iter_mut().find(|(_, known)| known == values) {
+                match self.values.iter_mut().find(|(_, other)| other == values) {
                     Some((paths, _)) => paths.push(path.into()),
                     None => self.values.push((vec![path.into()], values)),
                 }
@@ -169,17 +168,17 @@ impl<'s> Nested<'s> {
             if let Some(properties) = variant["properties"].as_object() {
                 self.keys.push((path.into(), variant));
                 for (name, property) in properties {
-                    self.find(&format!("{path}.{name}"), property, spec);
+                    self.add(&format!("{path}.{name}"), property, spec);
                 }
             }
             if variant["items"].is_object() {
-                self.find(path, &variant["items"], spec);
+                self.add(path, &variant["items"], spec);
             }
             if variant["additionalProperties"].is_object() {
                 let is_by_stage = spec.keyed.iter().any(|(param, _)| *param == path);
                 let name = if is_by_stage { "STAGE" } else { "NAME" };
                 let path = format!("{path}.{name}");
-                self.find(&path, &variant["additionalProperties"], spec);
+                self.add(&path, &variant["additionalProperties"], spec);
             }
         }
     }
@@ -194,8 +193,7 @@ impl<'s> Nested<'s> {
             markdown += &format!("\n{}", rows.markdown);
         }
         for (paths, values) in &self.values {
-            let paths: Vec<String> = paths.iter().map(|path| format!("`{path}`")).collect();
-            markdown += &format!("\n| {} | meaning |\n|---|---|\n", paths.join(", "));
+            markdown += &format!("\n| `{}` | meaning |\n|---|---|\n", paths.join("`, `"));
             for value in *values {
                 let meaning = cell(value["description"].as_str().unwrap_or_default());
                 markdown += &format!("| `{}` | {meaning} |\n", toml(&value["const"]));
@@ -206,40 +204,44 @@ impl<'s> Nested<'s> {
 }
 
 fn is_required(schema: &Value, name: &str) -> bool {
-    let required = schema["required"].as_array();
-    required.is_some_and(|required| required.iter().any(|it| it == name))
+    match schema["required"].as_array() {
+        Some(required) => required.contains(&name.into()),
+        None => false,
+    }
 }
 
-/// The alternatives of a schema that a plan can write: TOML has no null, and a variable stands for
-/// any value.
+/// The alternatives of a schema, without null and without variables.
 fn variants(schema: &Value) -> Vec<&Value> {
-    let Some(alternatives) = schema["anyOf"]
-        .as_array()
-        .filter(|_| schema["type"].is_null())
-    else {
-        return vec![schema];
-    };
-    let written = alternatives
-        .iter()
-        .filter(|schema| schema["type"] != "null" && schema["$ref"].is_null());
-    written.flat_map(variants).collect()
+    let mut found = vec![];
+    match schema["anyOf"].as_array() {
+        Some(alternatives) if schema["type"].is_null() => {
+            for alternative in alternatives {
+                if alternative["type"] != "null" && alternative["$ref"].is_null() {
+                    found.extend(variants(alternative));
+                }
+            }
+        }
+        _ => found.push(schema),
+    }
+    found
 }
 
-/// What may be written: `integer from 1 to 3`, `list of strings`, `"f32"` or `"f16"`.
-fn value(schema: &Value) -> String {
+/// The values that a schema allows: `integer from 1 to 3`, `list of strings`, `"f32"` or `"f16"`.
+fn allowed(schema: &Value) -> String {
     let texts: Vec<String> = variants(schema).into_iter().map(one_value).collect();
     texts.join(" or ")
 }
 
 fn one_value(schema: &Value) -> String {
     if let Some(values) = schema["enum"].as_array() {
-        return listed(values.iter());
+        return listed(values);
     }
     if let Some(values) = schema["oneOf"].as_array() {
         if values.len() > MAX_LISTED {
             return "string, see below".into();
         }
-        return listed(values.iter().map(|value| &value["const"]));
+        let constants: Vec<Value> = values.iter().map(|value| value["const"].clone()).collect();
+        return listed(&constants);
     }
     match type_of(schema) {
         "array" => match one_value(&schema["items"]).as_str() {
@@ -259,29 +261,29 @@ fn one_value(schema: &Value) -> String {
     }
 }
 
-/// The type of a schema, `null` aside.
+/// The type of a schema other than null.
 fn type_of(schema: &Value) -> &str {
-    match &schema["type"] {
-        Value::Array(types) => types
-            .iter()
-            .filter_map(Value::as_str)
-            .find(|name| *name != "null")
-            .unwrap_or_default(),
-        name => name.as_str().unwrap_or_default(),
+    let Value::Array(types) = &schema["type"] else {
+        return schema["type"].as_str().unwrap_or_default();
+    };
+    for name in types {
+        if let Some(name) = name.as_str()
+            && name != "null"
+        {
+            return name;
+        }
     }
+    ""
 }
 
-/// Where a number lies; that an integer is not negative goes without saying.
+/// The range of a number. That an integer is not negative is not mentioned.
 fn range(schema: &Value) -> String {
-    let number = |key: &str| {
-        schema[key]
-            .as_number()
-            .map(|number| toml(&number.clone().into()))
-    };
-    let above = number("exclusiveMinimum").map(|least| format!(" above {least}"));
-    match (above, number("minimum"), number("maximum")) {
-        (Some(above), _, Some(most)) => format!("{above}, at most {most}"),
-        (Some(above), _, None) => above,
+    let above = bound(schema, "exclusiveMinimum");
+    let least = bound(schema, "minimum");
+    let most = bound(schema, "maximum");
+    match (above, least, most) {
+        (Some(above), _, Some(most)) => format!(" above {above}, at most {most}"),
+        (Some(above), _, None) => format!(" above {above}"),
         (None, Some(least), Some(most)) => format!(" from {least} to {most}"),
         (None, Some(least), None) if least != "0" => format!(", at least {least}"),
         (None, None, Some(most)) => format!(", at most {most}"),
@@ -289,12 +291,22 @@ fn range(schema: &Value) -> String {
     }
 }
 
-fn listed<'v>(values: impl Iterator<Item = &'v Value>) -> String {
-    let values: Vec<String> = values.map(|value| format!("`{}`", toml(value))).collect();
-    values.join(", ")
+fn bound(schema: &Value, keyword: &str) -> Option<String> {
+    match &schema[keyword] {
+        number @ Value::Number(_) => Some(toml(number)),
+        _ => None,
+    }
 }
 
-/// A value as a plan has it.
+fn listed(values: &[Value]) -> String {
+    let mut texts = vec![];
+    for value in values {
+        texts.push(format!("`{}`", toml(value)));
+    }
+    texts.join(", ")
+}
+
+/// A value as it is written in a plan.
 fn toml(value: &Value) -> String {
     match value {
         Value::Number(number) => match number.as_f64() {
@@ -311,17 +323,17 @@ fn toml(value: &Value) -> String {
 }
 
 fn inline_table(map: &Map<String, Value>) -> String {
-    let pairs: Vec<String> = map
-        .iter()
-        .map(|(key, value)| format!("{key} = {}", toml(value)))
-        .collect();
+    let mut pairs = vec![];
+    for (key, value) in map {
+        pairs.push(format!("{key} = {}", toml(value)));
+    }
     if pairs.is_empty() {
         return "{}".into();
     }
     format!("{{ {} }}", pairs.join(", "))
 }
 
-/// A text as one cell.
+/// A text as one cell of a table.
 fn cell(text: &str) -> String {
     text.replace('\n', " ").replace('|', "\\|")
 }
@@ -335,7 +347,7 @@ mod tests {
     /// The value cell of a parameter with this schema.
     #[track_caller]
     fn check(schema: Value, expected: &str) {
-        assert_eq!(value(&schema), expected);
+        assert_eq!(allowed(&schema), expected);
     }
 
     #[test]
@@ -400,7 +412,7 @@ mod tests {
             measures: false,
         };
         let mut nested = Nested::default();
-        nested.find("place", &place, &spec);
+        nested.add("place", &place, &spec);
         assert_eq!(
             nested.markdown(),
             "\n| key of `place` | value | default | meaning |\n|---|---|---|---|\n\

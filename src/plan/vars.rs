@@ -1,4 +1,4 @@
-//! `[vars]`, `[matrix]`, `--set` and `${name}`.
+//! Variables and axes: `[vars]`, `[matrix]` and `--set`, and their use as `${name}`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,27 +8,28 @@ use super::source_map::SourceMap;
 use super::words::bad_name;
 use crate::base::{Code, Problem, hint};
 
-/// Cap on a string with all its variables filled in: far above any argument, prompt or path.
+/// Cap on a string with its variables filled in. It is far above any argument, prompt or path.
 const MAX_FILLED_BYTES: usize = 64 << 10;
 
-/// Cap on all strings of a plan with variables filled in: a short plan may ask for a long text many
-/// times.
+/// Cap on all strings of a plan with variables filled in, because a short plan can repeat a long
+/// text many times.
 const MAX_ALL_FILLED_BYTES: usize = 16 << 20;
 
-/// Where an instance of a stage stands: axis -> which of its values. Axes are counted in the order
-/// of the text.
+/// The coordinates of an instance of a stage: index of an axis -> index of its value. Axes are in the
+/// order of the text.
 pub type Coordinates = BTreeMap<usize, usize>;
 
-/// The variables and axes of a plan, and which of them it uses.
+/// The variables and axes of a plan, and which of them are used.
 #[derive(Default)]
 pub struct Vars {
     vars: Vec<Var>,
     axes: Vec<Axis>,
-    pinned: bool,
-    /// Variables and axes whose definition is wrong.
-    broken: Vec<String>,
-    /// Bytes that were filled in so far.
-    filled: usize,
+    /// Whether `--set` sets an axis.
+    is_axis_set: bool,
+    /// Variables and axes whose definition is invalid.
+    invalid: Vec<String>,
+    /// Total length of the strings that were filled in so far.
+    filled_bytes: usize,
 }
 
 struct Var {
@@ -46,7 +47,7 @@ struct Axis {
 }
 
 impl Vars {
-    /// The variables and axes of `tables`, with the values of `sets` where the call gave some.
+    /// The variables and axes of `tables`, with values replaced by those of `sets`.
     pub fn read(
         tables: &Tables,
         map: &SourceMap,
@@ -55,15 +56,18 @@ impl Vars {
     ) -> Vars {
         let mut vars = Vars::default();
         for entry in &tables.vars {
-            match var(entry, map, problems) {
-                Some(var) => vars.vars.push(var),
-                None => vars.broken.push(entry.key.clone()),
+            match read_var(entry, map) {
+                Ok(var) => vars.vars.push(var),
+                Err(problem) => {
+                    problems.push(problem);
+                    vars.invalid.push(entry.key.clone());
+                }
             }
         }
         for entry in &tables.axes {
-            match axis(entry, problems) {
+            match read_axis(entry, problems) {
                 Some(axis) => vars.axes.push(axis),
-                None => vars.broken.push(entry.key.clone()),
+                None => vars.invalid.push(entry.key.clone()),
             }
         }
         for (name, text) in sets {
@@ -72,42 +76,30 @@ impl Vars {
         vars
     }
 
-    /// A value set by the call takes the type that the plan gave the variable. An axis has then
-    /// only that value.
+    /// The value and place of a variable, or the first value and the place of an axis.
+    fn definition(&self, name: &str) -> Option<(Tree, Span)> {
+        if let Some(var) = self.vars.iter().find(|var| var.name == name) {
+            return Some((var.value.clone(), var.at.clone()));
+        }
+        let axis = self.axes.iter().find(|axis| axis.name == name)?;
+        Some((axis.values.first()?.clone(), axis.at.clone()))
+    }
+
+    /// Sets a variable to the value of `--set`, which has the type of the value in the plan. An axis
+    /// then has only this value.
     fn set(&mut self, name: &str, text: &str, problems: &mut Vec<Problem>) {
-        let var = self
-            .vars
-            .iter()
-            .find(|var| var.name == name)
-            .map(|var| (var.value.clone(), var.at.clone()));
-        let axis = self.axes.iter().find(|axis| axis.name == name);
-        let axis = axis.and_then(|axis| Some((axis.values.first()?.clone(), axis.at.clone())));
-        let Some((old, at)) = var.or(axis) else {
-            problems.push(
-                Problem::new(
-                    Code::PlanUnknownVariable,
-                    format!("--set {name}: the plan has no such variable"),
-                )
-                .help(hint(name, "variables", self.names())),
-            );
+        let Some((old, at)) = self.definition(name) else {
+            let message = format!("--set {name}: the plan has no such variable");
+            let problem = Problem::new(Code::PlanUnknownVariable, message);
+            problems.push(problem.help(hint(name, "variables", self.names())));
             return;
         };
-        let value = match old {
-            Tree::Integer(_) => text.parse().ok().map(Tree::Integer),
-            Tree::Float(_) => text
-                .parse()
-                .ok()
-                .filter(|number: &f64| number.is_finite())
-                .map(Tree::Float),
-            Tree::Bool(_) => text.parse().ok().map(Tree::Bool),
-            _ => Some(Tree::String(text.into())),
-        };
-        let Some(value) = value else {
-            let expected = Node {
+        let Some(value) = parse_as(&old, text) else {
+            let old = Node {
                 tree: old,
                 span: at.clone(),
-            }
-            .what();
+            };
+            let expected = old.what();
             problems.push(
                 Problem::new(
                     Code::PlanWrongType,
@@ -121,7 +113,7 @@ impl Vars {
         if let Some(axis) = self.axes.iter_mut().find(|axis| axis.name == name) {
             if let Some(why) = bad_name(text) {
                 let message = format!(
-                    "--set {name}={}: it becomes a part of stages' names",
+                    "--set {name}={}: the value of an axis becomes a part of names",
                     text.escape_debug()
                 );
                 problems.push(
@@ -131,92 +123,113 @@ impl Vars {
                 );
             }
             axis.values = vec![value];
-            self.pinned = true;
+            self.is_axis_set = true;
         } else if let Some(var) = self.vars.iter_mut().find(|var| var.name == name) {
             var.value = value;
         }
     }
 
-    /// Whether the call has set an axis.
-    pub fn are_pinned(&self) -> bool {
-        self.pinned
+    /// Whether `--set` sets an axis.
+    pub fn is_axis_set(&self) -> bool {
+        self.is_axis_set
     }
 
-    fn names(&self) -> impl Iterator<Item = &str> + Clone {
-        self.vars
-            .iter()
-            .map(|var| var.name.as_str())
-            .chain(self.axes())
+    /// The names of variables and axes.
+    fn names(&self) -> Vec<&str> {
+        let mut names = vec![];
+        for var in &self.vars {
+            names.push(var.name.as_str());
+        }
+        names.extend(self.axes());
+        names
     }
 
-    /// The axes' names.
+    /// The names of the axes.
     pub fn axes(&self) -> impl Iterator<Item = &str> + Clone {
         self.axes.iter().map(|axis| axis.name.as_str())
     }
 
-    /// How many values an axis has.
+    /// The number of values of an axis.
     pub fn extent(&self, axis: usize) -> usize {
-        self.axes.get(axis).map_or(0, |axis| axis.values.len())
+        match self.axes.get(axis) {
+            Some(axis) => axis.values.len(),
+            None => 0,
+        }
     }
 
-    /// `name` and the values at `here`: `report.sm8650.native`.
-    pub fn instance(&self, name: &str, here: &Coordinates) -> String {
-        let value =
-            |(axis, index): (&usize, &usize)| self.axes.get(*axis)?.values.get(*index)?.text();
-        [name.to_string()]
-            .into_iter()
-            .chain(here.iter().filter_map(value))
-            .collect::<Vec<_>>()
-            .join(".")
+    /// The id of an instance of the stage `name`: `report.sm8650.native`.
+    pub fn instance(&self, name: &str, coordinates: &Coordinates) -> String {
+        let mut id = name.to_string();
+        for (axis, index) in coordinates {
+            if let Some(axis) = self.axes.get(*axis)
+                && let Some(value) = axis.values.get(*index)
+                && let Some(text) = value.text()
+            {
+                id += ".";
+                id += &text;
+            }
+        }
+        id
     }
 
     /// The axes that the strings of `node` use.
     pub fn axes_in(&self, node: &Node) -> BTreeSet<usize> {
+        let mut axes = BTreeSet::new();
+        self.add_axes_in(node, &mut axes);
+        axes
+    }
+
+    fn add_axes_in(&self, node: &Node, axes: &mut BTreeSet<usize>) {
         match &node.tree {
             Tree::String(string) => {
-                let axis = |piece: &Piece| match piece {
-                    Piece::Name(name) => self.axes().position(|axis| axis == *name),
-                    _ => None,
-                };
-                pieces(string).iter().filter_map(axis).collect()
+                for piece in pieces(string) {
+                    if let Piece::Name(name) = piece {
+                        axes.extend(self.axes().position(|axis| axis == name));
+                    }
+                }
             }
-            Tree::List(items) => items.iter().flat_map(|item| self.axes_in(item)).collect(),
-            Tree::Table(table) => table
-                .entries
-                .iter()
-                .flat_map(|entry| self.axes_in(&entry.node))
-                .collect(),
-            _ => BTreeSet::new(),
+            Tree::List(items) => {
+                for item in items {
+                    self.add_axes_in(item, axes);
+                }
+            }
+            Tree::Table(table) => {
+                for entry in &table.entries {
+                    self.add_axes_in(&entry.node, axes);
+                }
+            }
+            _ => {}
         }
     }
 
-    /// Fills in every `${name}` in the strings of `node`, an axis with its value at `here`.
+    /// Fills in every `${name}` in the strings of `node`, axes with their values at `coordinates`.
     pub fn fill(
         &mut self,
         node: &mut Node,
-        here: &Coordinates,
+        coordinates: &Coordinates,
         map: &SourceMap,
         problems: &mut Vec<Problem>,
     ) {
         match &mut node.tree {
-            Tree::List(items) => items
-                .iter_mut()
-                .for_each(|item| self.fill(item, here, map, problems)),
+            Tree::List(items) => {
+                for item in items {
+                    self.fill(item, coordinates, map, problems);
+                }
+            }
             Tree::Table(table) => {
-                table
-                    .entries
-                    .iter_mut()
-                    .for_each(|entry| self.fill(&mut entry.node, here, map, problems));
+                for entry in &mut table.entries {
+                    self.fill(&mut entry.node, coordinates, map, problems);
+                }
             }
             Tree::String(string) => {
-                // An escaped string may spell the piece differently; then the whole string is
-                // shown.
+                // In a string with escapes, the text may not contain `${name}` literally. The place
+                // is then the whole string.
                 let raw = map.text(&node.span);
-                let place = |piece: &str| match raw.find(piece) {
-                    Some(at) => node.span.start + at..node.span.start + at + piece.len(),
+                let place = |text: &str| match raw.find(text) {
+                    Some(at) => node.span.start + at..node.span.start + at + text.len(),
                     None => node.span.clone(),
                 };
-                match self.substitute(string, here, &place) {
+                match self.substitute(string, coordinates, &place) {
                     Ok(tree) => node.tree = tree,
                     Err(problem) => problems.push(problem),
                 }
@@ -225,24 +238,19 @@ impl Vars {
         }
     }
 
-    /// `string` filled in, or what is wrong, at the place of the piece that it is about.
-    /// A string that is one `${name}` takes the variable's type.
+    /// Fills in `string`. A string that is a single `${name}` takes the type of the variable. `place`
+    /// returns where a text is in the plan.
     fn substitute(
         &mut self,
         string: &str,
-        here: &Coordinates,
+        coordinates: &Coordinates,
         place: &dyn Fn(&str) -> Span,
     ) -> Result<Tree, Problem> {
         let pieces = pieces(string);
-        let at = |name: &str| {
-            let span = place(&format!("${{{name}}}"));
-            move |problem: Problem| problem.at(span, "here")
-        };
         if let [Piece::Name(name)] = pieces.as_slice() {
-            let value = self.value(name, here).map_err(at(name))?;
-            self.count(value.text().map_or(0, |text| text.len()))
-                .map_err(at(name))?;
-            return Ok(value);
+            let value = self.value(name, coordinates);
+            let filled = value.and_then(|value| self.count_filled(value));
+            return filled.map_err(|problem| problem.at(place(&format!("${{{name}}}")), "here"));
         }
         let (mut out, mut has_variables) = (String::new(), false);
         for piece in pieces {
@@ -256,8 +264,12 @@ impl Vars {
             match piece {
                 Piece::Text(text) => out.push_str(text),
                 Piece::Name(name) => {
-                    let value = self.value(name, here).map_err(at(name))?;
-                    out.push_str(&value.text().unwrap_or_default());
+                    match self.value(name, coordinates) {
+                        Ok(value) => out.push_str(&value.text().unwrap_or_default()),
+                        Err(problem) => {
+                            return Err(problem.at(place(&format!("${{{name}}}")), "here"));
+                        }
+                    }
                     has_variables = true;
                 }
                 Piece::Open => {
@@ -267,18 +279,20 @@ impl Vars {
                 }
             }
         }
-        if has_variables {
-            self.count(out.len())
-                .map_err(|problem| problem.at(place("${"), "here"))?;
+        let tree = Tree::String(out);
+        if !has_variables {
+            return Ok(tree);
         }
-        Ok(Tree::String(out))
+        self.count_filled(tree)
+            .map_err(|problem| problem.at(place("${"), "here"))
     }
 
-    /// Counts what is filled in.
-    fn count(&mut self, bytes: usize) -> Result<(), Problem> {
-        self.filled = self.filled.saturating_add(bytes);
-        if self.filled <= MAX_ALL_FILLED_BYTES {
-            return Ok(());
+    /// Adds the length of `tree` to the total, which has a cap.
+    fn count_filled(&mut self, tree: Tree) -> Result<Tree, Problem> {
+        let bytes = tree.text().unwrap_or_default().len();
+        self.filled_bytes = self.filled_bytes.saturating_add(bytes);
+        if self.filled_bytes <= MAX_ALL_FILLED_BYTES {
+            return Ok(tree);
         }
         let message = format!(
             "with all variables filled in, the plan has more than {MAX_ALL_FILLED_BYTES} bytes"
@@ -287,129 +301,125 @@ impl Vars {
             .help("put a long text into a file, and `fetch` it"))
     }
 
-    fn value(&mut self, name: &str, here: &Coordinates) -> Result<Tree, Problem> {
+    /// The value of a variable, or of an axis at `coordinates`. Marks it as used.
+    fn value(&mut self, name: &str, coordinates: &Coordinates) -> Result<Tree, Problem> {
         if let Some(var) = self.vars.iter_mut().find(|var| var.name == name) {
             var.used = true;
             return Ok(var.value.clone());
         }
-        if let Some((index, axis)) = self
-            .axes
-            .iter_mut()
-            .enumerate()
-            .find(|(_, axis)| axis.name == name)
-        {
+        let index = self.axes().position(|axis| axis == name);
+        if let Some(index) = index {
+            let axis = &mut self.axes[index];
             axis.used = true;
-            return here
-                .get(&index)
-                .and_then(|at| axis.values.get(*at))
-                .cloned()
-                .ok_or_else(|| {
-                    Problem::new(
-                        Code::PlanAxis,
-                        format!("the axis `{name}` has no single value here"),
-                    )
-                    .help(
-                        "only a stage that is not `across` the axis can use it: all else exists \
-                         once",
-                    )
-                });
+            if let Some(at) = coordinates.get(&index)
+                && let Some(value) = axis.values.get(*at)
+            {
+                return Ok(value.clone());
+            }
+            let message = format!("the axis `{name}` has no single value here");
+            return Err(Problem::new(Code::PlanAxis, message).help(
+                "only a stage that is not `across` the axis can use it: all else exists once",
+            ));
         }
-        if self.broken.iter().any(|broken| broken == name) {
+        if self.invalid.iter().any(|invalid| invalid == name) {
             let message = format!("`{name}` has no valid value");
             return Err(Problem::new(Code::PlanVariable, message).help("correct its definition"));
         }
-        Err(Problem::new(
-            Code::PlanUnknownVariable,
-            format!("there is no variable `{name}`"),
-        )
-        .help(hint(name, "variables", self.names())))
+        let message = format!("there is no variable `{name}`");
+        Err(Problem::new(Code::PlanUnknownVariable, message).help(hint(
+            name,
+            "variables",
+            self.names(),
+        )))
     }
 
-    /// A problem for each variable and axis that nothing uses.
-    pub fn unused(self) -> impl Iterator<Item = Problem> {
-        let vars = self
-            .vars
-            .into_iter()
-            .filter(|var| !var.used)
-            .map(|var| ("variable", var.name, var.at));
-        let axes = self
-            .axes
-            .into_iter()
-            .filter(|axis| !axis.used)
-            .map(|axis| ("axis", axis.name, axis.at));
-        vars.chain(axes).map(|(what, name, at)| {
-            Problem::new(
-                Code::PlanUnusedVariable,
-                format!("nothing uses the {what} `{name}`"),
-            )
-            .at(at, "set here")
-            .help(format!(
-                "write `${{{name}}}` where it belongs, or remove it"
-            ))
-        })
+    /// A problem for each variable and axis that is not used.
+    pub fn unused(self) -> Vec<Problem> {
+        let mut problems = vec![];
+        for var in self.vars {
+            if !var.used {
+                problems.push(unused("variable", &var.name, var.at));
+            }
+        }
+        for axis in self.axes {
+            if !axis.used {
+                problems.push(unused("axis", &axis.name, axis.at));
+            }
+        }
+        problems
     }
 }
 
-fn var(entry: &Entry, map: &SourceMap, problems: &mut Vec<Problem>) -> Option<Var> {
-    let (name, at) = (entry.key.clone(), entry.key_span.clone());
+fn unused(what: &str, name: &str, at: Span) -> Problem {
+    let message = format!("nothing uses the {what} `{name}`");
+    Problem::new(Code::PlanUnusedVariable, message)
+        .at(at, "set here")
+        .help(format!(
+            "write `${{{name}}}` where it belongs, or remove it"
+        ))
+}
+
+/// `text` as a value of the type of `old`, if it is one.
+fn parse_as(old: &Tree, text: &str) -> Option<Tree> {
+    match old {
+        Tree::Integer(_) => Some(Tree::Integer(text.parse().ok()?)),
+        Tree::Float(_) => match text.parse::<f64>() {
+            Ok(number) if number.is_finite() => Some(Tree::Float(number)),
+            _ => None,
+        },
+        Tree::Bool(_) => Some(Tree::Bool(text.parse().ok()?)),
+        _ => Some(Tree::String(text.into())),
+    }
+}
+
+/// The variable that `entry` defines.
+fn read_var(entry: &Entry, map: &SourceMap) -> Result<Var, Problem> {
+    let name = entry.key.clone();
     let Node { tree, span } = &entry.node;
-    match tree {
-        Tree::List(_) | Tree::Table(_) => problems.push(
-            Problem::new(
-                Code::PlanWrongType,
-                format!("the variable `{name}` is {}", entry.node.what()),
-            )
-            .at(span.clone(), "expected a string, number or boolean"),
-        ),
-        Tree::String(text) if text.contains("${") => problems.push(
-            Problem::new(
-                Code::PlanVariable,
-                format!("the variable `{name}` refers to a variable"),
-            )
-            .at(span.clone(), "not filled in here")
-            .help("write `${...}` where the variable is used"),
-        ),
-        Tree::String(text) => {
-            let text = map.located(text, span).unwrap_or_else(|| text.clone());
-            return Some(Var {
-                name,
-                at,
-                value: Tree::String(text),
-                used: false,
-            });
+    let value = match tree {
+        Tree::List(_) | Tree::Table(_) => {
+            let message = format!("the variable `{name}` is {}", entry.node.what());
+            let problem = Problem::new(Code::PlanWrongType, message);
+            return Err(problem.at(span.clone(), "expected a string, number or boolean"));
         }
-        value => {
-            return Some(Var {
-                name,
-                at,
-                value: value.clone(),
-                used: false,
-            });
+        Tree::String(text) if text.contains("${") => {
+            let message = format!("the variable `{name}` refers to a variable");
+            return Err(Problem::new(Code::PlanVariable, message)
+                .at(span.clone(), "not filled in here")
+                .help("write `${...}` where the variable is used"));
         }
-    }
-    None
+        Tree::String(text) => match map.located(text, span) {
+            Some(url) => Tree::String(url),
+            None => tree.clone(),
+        },
+        other => other.clone(),
+    };
+    Ok(Var {
+        name,
+        at: entry.key_span.clone(),
+        value,
+        used: false,
+    })
 }
 
-fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
+/// The axis that `entry` defines, without invalid values.
+fn read_axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
     let (name, at) = (entry.key.clone(), entry.key_span.clone());
     let items = match &entry.node.tree {
         Tree::List(items) if !items.is_empty() => items.as_slice(),
         _ => {
-            let what = if let Tree::List(_) = entry.node.tree {
-                "an empty list"
-            } else {
-                entry.node.what()
+            let what = match entry.node.tree {
+                Tree::List(_) => "an empty list",
+                _ => entry.node.what(),
             };
-            problems.push(
-                Problem::new(Code::PlanWrongType, format!("the axis `{name}` is {what}")).at(
-                    entry.node.span.clone(),
-                    "expected a list of strings, numbers or booleans",
-                ),
-            );
+            let message = format!("the axis `{name}` is {what}");
+            let problem = Problem::new(Code::PlanWrongType, message);
+            let expected = "expected a list of strings, numbers or booleans";
+            problems.push(problem.at(entry.node.span.clone(), expected));
             return None;
         }
     };
-    let mut seen = BTreeMap::new();
+    let mut spans = BTreeMap::new();
     let mut values = vec![];
     for item in items {
         let Some(text) = item.tree.text() else {
@@ -429,7 +439,7 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
                     .help(why),
             );
         }
-        if let Some(first) = seen.insert(text.clone(), item.span.clone()) {
+        if let Some(first) = spans.insert(text.clone(), item.span.clone()) {
             let message = format!("the axis `{name}` has `{text}` twice");
             let problem = Problem::new(Code::PlanMatrix, message).at(first, "here");
             problems.push(
@@ -449,11 +459,12 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
     })
 }
 
+/// A piece of a string with variables.
 enum Piece<'a> {
     Text(&'a str),
-    /// What stands in `${...}`.
+    /// The name in `${name}`.
     Name(&'a str),
-    /// `${` without `}`, and all that follows.
+    /// `${` without `}`, and the rest of the string.
     Open,
 }
 
@@ -463,12 +474,14 @@ fn pieces(string: &str) -> Vec<Piece<'_>> {
     while let Some(dollar) = rest.find("${") {
         let (before, after) = (&rest[..dollar], &rest[dollar + 2..]);
         if before.ends_with('$') {
-            // `$${`: the first `$` goes, the others stay.
+            // `$${` is an escaped `${`.
             pieces.extend([Piece::Text(&rest[..dollar - 1]), Piece::Text("${")]);
             rest = after;
             continue;
         }
-        pieces.extend((!before.is_empty()).then_some(Piece::Text(before)));
+        if !before.is_empty() {
+            pieces.push(Piece::Text(before));
+        }
         let Some((name, tail)) = after.split_once('}') else {
             pieces.push(Piece::Open);
             return pieces;
@@ -476,6 +489,8 @@ fn pieces(string: &str) -> Vec<Piece<'_>> {
         pieces.push(Piece::Name(name));
         rest = tail;
     }
-    pieces.extend((!rest.is_empty()).then_some(Piece::Text(rest)));
+    if !rest.is_empty() {
+        pieces.push(Piece::Text(rest));
+    }
     pieces
 }

@@ -1,5 +1,5 @@
-//! The record of a build: which actions made which bytes, with which tools. No times and no paths,
-//! so that equal builds have equal records.
+//! The record of a build: its actions, their outputs and tools. It has no times and no paths, so that
+//! equal builds have equal records.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,58 +8,58 @@ use serde::{Deserialize, Serialize};
 
 use super::name::Name;
 use super::outline::{Kept, Outline};
-use crate::action::{ActionKey, Manifest, PartName};
+use crate::action::{ActionKey, Manifest, Part, PartName};
 use crate::base::{CanonJson, Code, Context, Digest, Result, hash_bytes};
 use crate::engine::{Built, CompletedStage};
 use crate::plan::StageId;
 use crate::store::{Disk, Sha256};
 
-/// The form of the record that this kiln reads and writes.
+/// The version of the format that this kiln reads and writes.
 pub const VERSION: u32 = 1;
 
-/// What a build came to. As JSON it is the receipt, as TOML the lock.
+/// The record of a build. As JSON it is the receipt, as TOML the lock.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BuildRecord {
-    /// The form of the record: [`VERSION`].
+    /// The version of the format: [`VERSION`].
     pub version: u32,
     /// The name of the plan.
     pub plan: Name,
-    /// Of what the plan says.
+    /// The digest of the plan: see [`Outline::digest`].
     pub digest: Digest,
-    /// Tool -> file -> digest, of the files that some action really used.
+    /// Tool -> file -> digest, of the files that an action used.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tools: BTreeMap<String, BTreeMap<String, Digest>>,
+    /// The stages that were built.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    /// What was made, by stage.
     pub stage: BTreeMap<Name, StageRecord>,
 }
 
-/// What is accounted for of a stage.
+/// The record of a stage.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageRecord {
     /// The kind of the stage.
     pub kind: String,
-    /// Of the kind's code.
+    /// The version of the kind.
     pub version: u32,
-    /// Of its parameters as the plan has them.
+    /// The digest of its parameters.
     pub params: Digest,
-    /// What the plan wants written out.
+    /// What the plan writes out.
     pub keep: Kept,
-    /// Whether it gives figures, whose last digits depend on the processor: a lock does not hold
-    /// them.
+    /// Whether its output has measured figures, whose last digits depend on the processor. They are
+    /// not compared with a lock.
     #[serde(default, skip_serializing_if = "is_false")]
     pub measured: bool,
-    /// Of all that it gives: names, bytes and facts.
+    /// The digest of its output: names, bytes and facts of all parts.
     pub output: Digest,
     /// The tools that its actions declare.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub tools: BTreeSet<String>,
-    /// Input -> the stages that feed it.
+    /// Input -> the stages whose output it reads.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub inputs: BTreeMap<String, Vec<String>>,
-    /// Part -> its action; the part of a stage with a single one has no name.
+    /// Part -> its action. The name is empty if it is the only part.
     pub actions: BTreeMap<String, ActionKey>,
     /// What was written out.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -77,89 +77,82 @@ pub struct Artifact {
 }
 
 impl BuildRecord {
-    /// The record of a build of what `outline` says, of which `kept` is written out.
+    /// The record of a build of `outline`. `kept` is what is written out, by stage.
     pub fn of(
         outline: &Outline,
         built: &Built,
         kept: &[(String, Manifest)],
         store: &Disk,
     ) -> Result<Self> {
-        let name = Name::new(&outline.plan)?;
         let mut record = BuildRecord {
             version: VERSION,
-            plan: name,
+            plan: Name::new(&outline.plan)?,
             digest: outline.digest,
-            tools: [].into(),
-            stage: [].into(),
+            tools: BTreeMap::new(),
+            stage: BTreeMap::new(),
         };
-        for (id, asked) in &outline.stages {
+        for (id, stage) in &outline.stages {
             let Some(completed) = built.completed.get(&StageId(id.clone())) else {
                 continue;
             };
             let details = completed.details()?;
             for (tool, files) in &details.tools {
-                record
-                    .tools
-                    .entry(tool.clone())
-                    .or_default()
-                    .extend(files.clone());
+                let used = record.tools.entry(tool.clone()).or_default();
+                used.extend(files.clone());
             }
-            let made = StageRecord {
-                kind: asked.kind.clone(),
-                version: asked.version,
-                params: asked.params,
-                keep: asked.keep.clone(),
-                measured: asked.measured,
-                output: output(completed)?,
+            let stage = StageRecord {
+                kind: stage.kind.clone(),
+                version: stage.version,
+                params: stage.params,
+                keep: stage.keep.clone(),
+                measured: stage.measured,
+                output: output_digest(completed)?,
                 tools: details.tools.keys().cloned().collect(),
-                inputs: asked.inputs.clone(),
+                inputs: stage.inputs.clone(),
                 actions: details.parts.iter().cloned().collect(),
                 artifacts: BTreeMap::new(),
             };
-            record.stage.insert(Name::new(id)?, made);
+            record.stage.insert(Name::new(id)?, stage);
         }
-        for (stage, manifest) in kept {
-            if let Some(made) = record.stage.get_mut(stage.as_str()) {
-                made.artifacts = artifacts(manifest, store)?;
+        for (id, manifest) in kept {
+            if let Some(stage) = record.stage.get_mut(id.as_str()) {
+                stage.artifacts = hash_parts(manifest, store)?;
             }
         }
         Ok(record)
     }
 
-    /// Every action that it names.
+    /// The actions of all stages.
     pub fn actions(&self) -> impl Iterator<Item = ActionKey> {
-        self.stage
-            .values()
-            .flat_map(|made| made.actions.values().copied())
+        let stages = self.stage.values();
+        stages.flat_map(|stage| stage.actions.values().copied())
     }
 
-    /// Every file that was written out, by its path from the folder of artifacts, sorted by it.
+    /// The files that were written out, by path in the folder of artifacts.
     pub fn files(&self) -> BTreeMap<String, Artifact> {
         self.files_of(|_| true)
     }
 
-    /// The files of the stages that are `wanted`.
-    pub fn files_of(&self, wanted: impl Fn(&StageRecord) -> bool) -> BTreeMap<String, Artifact> {
-        let of_stage = |(stage, made): (&Name, &StageRecord)| -> Vec<(String, Artifact)> {
-            made.artifacts
-                .iter()
-                .map(|(name, artifact)| (format!("{stage}/{name}"), *artifact))
-                .collect()
-        };
-        self.stage
-            .iter()
-            .filter(|(_, made)| wanted(made))
-            .flat_map(of_stage)
-            .collect()
+    /// The files of the stages that `filter` accepts.
+    pub fn files_of(&self, filter: impl Fn(&StageRecord) -> bool) -> BTreeMap<String, Artifact> {
+        let mut files = BTreeMap::new();
+        for (id, stage) in &self.stage {
+            if filter(stage) {
+                for (part, artifact) in &stage.artifacts {
+                    files.insert(format!("{id}/{part}"), *artifact);
+                }
+            }
+        }
+        files
     }
 
-    /// The sums as `sha256sum -c` reads them. No name of a part holds what would have to be
-    /// escaped.
+    /// The SHA-256 sums for `sha256sum -c`. Names of parts have no characters that it escapes.
     pub fn sums(&self) -> String {
-        self.files()
-            .iter()
-            .map(|(path, artifact)| format!("{}  {path}\n", artifact.sha256))
-            .collect()
+        let mut sums = String::new();
+        for (path, artifact) in self.files() {
+            sums += &format!("{}  {path}\n", artifact.sha256);
+        }
+        sums
     }
 }
 
@@ -167,26 +160,26 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// What a stage gives as one digest. Where the bytes lie does not change them.
-fn output(completed: &CompletedStage) -> Result<Digest> {
-    let parts = &completed.details()?.manifest.parts;
-    let parts: BTreeMap<&PartName, (Digest, &CanonJson)> = parts
-        .iter()
-        .map(|(name, part)| (name, (part.content.digest, &part.facts)))
-        .collect();
+/// The digest of the output of a stage. It does not depend on where the bytes are stored.
+fn output_digest(completed: &CompletedStage) -> Result<Digest> {
+    let mut parts: BTreeMap<&PartName, (Digest, &CanonJson)> = BTreeMap::new();
+    for (name, part) in &completed.details()?.manifest.parts {
+        parts.insert(name, (part.content.digest, &part.facts));
+    }
     let text = serde_json::to_vec(&parts)
-        .context(Code::Record, || "serialize what a stage gives".into())?;
+        .context(Code::Record, || "serialize the output of a stage".into())?;
     Ok(hash_bytes(&text))
 }
 
-fn artifacts(manifest: &Manifest, store: &Disk) -> Result<BTreeMap<PartName, Artifact>> {
-    let parts: Vec<_> = manifest.parts.iter().collect();
-    let artifact = |(name, part): &(&PartName, &crate::action::Part)| {
+/// Hashes the parts of a manifest in parallel.
+fn hash_parts(manifest: &Manifest, store: &Disk) -> Result<BTreeMap<PartName, Artifact>> {
+    let parts: Vec<(&PartName, &Part)> = manifest.parts.iter().collect();
+    let hash = |(name, part): &(&PartName, &Part)| {
         let artifact = Artifact {
             blake3: part.content.digest,
             sha256: Sha256::of(&part.content, store, store)?,
         };
         Ok(((*name).clone(), artifact))
     };
-    parts.par_iter().map(artifact).collect()
+    parts.par_iter().map(hash).collect()
 }

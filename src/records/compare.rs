@@ -1,30 +1,29 @@
-//! What differs between a lock and today, stage by stage, the cause told apart from what follows
-//! from it.
+//! Compares a lock with the current plan and build, stage by stage, and finds the cause of each
+//! difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Serialize;
 
-use super::build_record::{Artifact, BuildRecord, StageRecord};
-use super::name::Name;
-use super::outline::{Asked, Kept, Outline};
-use crate::action::{ActionKey, PartName};
+use super::build_record::{BuildRecord, StageRecord};
+use super::outline::{Kept, Outline, StageOutline};
+use crate::action::ActionKey;
 use crate::base::Digest;
 
-/// So many changes are named; the rest is counted.
-const FEW: usize = 8;
+/// Maximum number of changes that are listed; the others are counted.
+const MAX_LISTED: usize = 8;
 
-/// A stage that is not as it was locked.
+/// A stage that differs from the lock.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Difference {
     /// The stage, or `[plan]`.
     pub stage: String,
     /// Why it differs.
     pub cause: Cause,
-    /// What exactly, a line each.
+    /// The changes, one line each.
     pub what: Vec<String>,
-    /// The written files that are others.
+    /// The files that changed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<Changed>,
 }
@@ -33,15 +32,15 @@ pub struct Difference {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
-    /// The plan says something else of it.
+    /// The plan changed.
     Plan,
-    /// The code of its kind is another one.
+    /// The version of its kind changed.
     Kiln,
-    /// A file of a tool is another one.
+    /// A file of a tool changed.
     Tool,
-    /// What it takes from is: a stage, or a file of this machine.
+    /// An input changed: the output of a stage, or a file of this machine.
     Input,
-    /// Nothing that it is made of: it does not give the same bytes twice.
+    /// The action is the same, but its output is not.
     SameAction,
     /// It is not in the lock.
     New,
@@ -49,7 +48,7 @@ pub enum Cause {
     Gone,
 }
 
-/// A written file, as locked and as found.
+/// A file that was written out, with its digest in the lock and its current one.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Changed {
     /// Its path in the folder of artifacts.
@@ -60,163 +59,163 @@ pub struct Changed {
     pub found: Option<Digest>,
 }
 
-/// What can be said before anything runs: what the plan and this kiln say of each stage.
-pub fn asked(locked: &BuildRecord, outline: &Outline) -> Vec<Difference> {
-    let mut differs = vec![];
-    for (id, asked) in &outline.stages {
-        let (cause, what) = match locked.stage.get(id.as_str()) {
-            None if asked.optional => continue,
-            None => (
-                Cause::New,
-                vec![format!("{} is not in the lock", asked.kind)],
-            ),
-            Some(made) => match said(made, asked) {
-                what if !what.is_empty() => (Cause::Plan, what),
-                _ if made.version != asked.version => {
-                    let change = format!(
-                        "version of {}: {} -> {}",
-                        asked.kind, made.version, asked.version
-                    );
-                    (Cause::Kiln, vec![change])
-                }
-                _ => continue,
-            },
+/// The differences that are known before anything runs: those of the plan and of versions.
+pub fn compare_plan(locked: &BuildRecord, outline: &Outline) -> Vec<Difference> {
+    let mut differences = vec![];
+    for (id, stage) in &outline.stages {
+        let Some(record) = locked.stage.get(id.as_str()) else {
+            if !stage.optional {
+                let what = format!("{} is not in the lock", stage.kind);
+                differences.push(Difference::new(id, Cause::New, vec![what]));
+            }
+            continue;
         };
-        differs.push(Difference::new(id, cause, what));
+        let changes = plan_changes(record, stage);
+        if !changes.is_empty() {
+            differences.push(Difference::new(id, Cause::Plan, changes));
+        } else if record.version != stage.version {
+            let (kind, old, new) = (&stage.kind, record.version, stage.version);
+            let what = format!("version of {kind}: {old} -> {new}");
+            differences.push(Difference::new(id, Cause::Kiln, vec![what]));
+        }
     }
-    let gone = locked
-        .stage
-        .iter()
-        .filter(|(id, _)| !outline.stages.iter().any(|(known, _)| known == id.as_str()));
-    differs.extend(gone.map(|(id, made)| {
-        Difference::new(
-            id.as_str(),
-            Cause::Gone,
-            vec![format!("{} is not in the plan", made.kind)],
-        )
-    }));
-    if differs.is_empty() && locked.digest != outline.digest {
+    let ids: BTreeSet<&str> = outline.stages.iter().map(|(id, _)| id.as_str()).collect();
+    for (id, record) in &locked.stage {
+        if !ids.contains(id.as_str()) {
+            let what = format!("{} is not in the plan", record.kind);
+            differences.push(Difference::new(id.as_str(), Cause::Gone, vec![what]));
+        }
+    }
+    if differences.is_empty() && locked.digest != outline.digest {
         let (old, new) = (locked.plan.as_str(), outline.plan.as_str());
-        let what = match old == new {
-            true => format!(
-                "digest: {} -> {}",
-                locked.digest.short(),
-                outline.digest.short()
-            ),
-            false => format!("name: {old} -> {new}"),
+        let what = if old == new {
+            let (old, new) = (locked.digest.short(), outline.digest.short());
+            format!("digest: {old} -> {new}")
+        } else {
+            format!("name: {old} -> {new}")
         };
-        differs.push(Difference::new("[plan]", Cause::Plan, vec![what]));
+        differences.push(Difference::new("[plan]", Cause::Plan, vec![what]));
     }
-    differs
+    differences
 }
 
-/// What the plan says of a stage that it did not say.
-fn said(made: &StageRecord, asked: &Asked) -> Vec<String> {
-    let mut what = vec![];
-    let mut compare = |name: &str, old: String, new: String| {
-        if old != new {
-            what.push(format!("{name}: {old} -> {new}"));
-        }
+/// The changes of the plan of a stage.
+fn plan_changes(locked: &StageRecord, stage: &StageOutline) -> Vec<String> {
+    let inputs_of = |producers: Option<&Vec<String>>| match producers {
+        Some(producers) => producers.join(", "),
+        None => "nothing".into(),
     };
-    compare("kind", made.kind.clone(), asked.kind.clone());
-    compare("params", made.params.short(), asked.params.short());
-    let slots: BTreeSet<&String> = made.inputs.keys().chain(asked.inputs.keys()).collect();
+    let mut values = vec![
+        ("kind", locked.kind.clone(), stage.kind.clone()),
+        ("params", locked.params.short(), stage.params.short()),
+    ];
+    let mut slots: BTreeSet<&String> = locked.inputs.keys().collect();
+    slots.extend(stage.inputs.keys());
     for slot in slots {
-        let named = |producers: Option<&Vec<String>>| {
-            producers.map_or("nothing".into(), |producers| producers.join(", "))
-        };
-        compare(
-            slot,
-            named(made.inputs.get(slot)),
-            named(asked.inputs.get(slot)),
-        );
+        let (old, new) = (locked.inputs.get(slot), stage.inputs.get(slot));
+        values.push((slot, inputs_of(old), inputs_of(new)));
     }
-    compare("keep", made.keep.to_string(), asked.keep.to_string());
-    compare(
-        "measured",
-        made.measured.to_string(),
-        asked.measured.to_string(),
-    );
-    what
+    values.push(("keep", locked.keep.to_string(), stage.keep.to_string()));
+    let (old, new) = (locked.measured.to_string(), stage.measured.to_string());
+    values.push(("measured", old, new));
+    let mut changes = vec![];
+    for (name, old, new) in values {
+        if old != new {
+            changes.push(format!("{name}: {old} -> {new}"));
+        }
+    }
+    changes
 }
 
-/// What only a build can say. Stages that `built` has not are left out: it may be of a part of the
-/// plan. So are those whose figures alone are others, and what was made from such figures if it
-/// came out the same.
-pub fn made(locked: &BuildRecord, built: &BuildRecord, outline: &Outline) -> Vec<Difference> {
-    let of_stage = |(id, _): &(String, Asked)| {
-        let (old, new) = (
-            locked.stage.get(id.as_str())?,
-            built.stage.get(id.as_str())?,
-        );
-        let artifacts = artifacts(old, new);
-        if old.actions == new.actions && old.output == new.output && artifacts.is_empty() {
+/// The differences that are only known after a build. Stages that are not in `built` are skipped,
+/// because it may be a build of a part of the plan. Changes of measured figures are not differences,
+/// nor are changes that they cause, if the output is the same.
+pub fn compare_build(
+    locked: &BuildRecord,
+    built: &BuildRecord,
+    outline: &Outline,
+) -> Vec<Difference> {
+    let mut differences = vec![];
+    for (id, _) in &outline.stages {
+        if let (Some(old), Some(new)) =
+            (locked.stage.get(id.as_str()), built.stage.get(id.as_str()))
+        {
+            differences.extend(compare_stage(id, old, new, locked, built));
+        }
+    }
+    differences
+}
+
+fn compare_stage(
+    id: &str,
+    old: &StageRecord,
+    new: &StageRecord,
+    locked: &BuildRecord,
+    built: &BuildRecord,
+) -> Option<Difference> {
+    let same_actions = old.actions == new.actions;
+    let same_output = old.output == new.output;
+    let artifacts = changed_artifacts(old, new);
+    if same_actions && same_output && artifacts.is_empty() {
+        return None;
+    }
+    let tools = changed_tools(locked, built, old, new);
+    let (mut producers, mut measured_producers) = (vec![], vec![]);
+    for producer in changed_producers(locked, built, new) {
+        match built.stage.get(producer) {
+            Some(record) if record.measured => measured_producers.push(producer),
+            _ => producers.push(producer),
+        }
+    }
+    if tools.is_empty() && producers.is_empty() {
+        let is_measured = new.measured && (same_actions || !measured_producers.is_empty());
+        let is_same = same_output && !measured_producers.is_empty();
+        if is_measured || is_same {
             return None;
         }
-        let tools = tools(locked, built, old, new);
-        let (from_figures, follows): (Vec<_>, Vec<_>) = follows(locked, built, new)
-            .into_iter()
-            .partition(|producer| {
-                built
-                    .stage
-                    .get(*producer)
-                    .is_some_and(|producer| producer.measured)
-            });
-        let are_figures = new.measured && (old.actions == new.actions || !from_figures.is_empty());
-        let is_the_same = old.output == new.output && !from_figures.is_empty();
-        if tools.is_empty() && follows.is_empty() && (are_figures || is_the_same) {
-            return None;
-        }
-        let follows = [follows, from_figures].concat();
-        let cause = match () {
-            () if old.actions == new.actions => Cause::SameAction,
-            () if !tools.is_empty() => Cause::Tool,
-            () if !follows.is_empty() => Cause::Input,
-            // Files of this machine are not known here.
-            () => Cause::Kiln,
-        };
-        let mut differs = Difference::new(id, cause, tools);
-        if cause == Cause::SameAction && old.output == new.output {
-            differs
-                .what
-                .push("the lock says something else of what is written out".into());
-        } else if cause == Cause::SameAction {
-            differs.what.push(format!(
-                "output: {} -> {}",
-                old.output.short(),
-                new.output.short()
-            ));
-        } else if !follows.is_empty() {
-            differs
-                .what
-                .push(format!("follows from {}", follows.join(", ")));
-        }
-        differs.artifacts = artifacts;
-        Some(differs)
+    }
+    producers.extend(measured_producers);
+    let cause = if same_actions {
+        Cause::SameAction
+    } else if !tools.is_empty() {
+        Cause::Tool
+    } else if !producers.is_empty() {
+        Cause::Input
+    } else {
+        // Or a file of this machine, which the record does not have.
+        Cause::Kiln
     };
-    outline.stages.iter().filter_map(of_stage).collect()
+    let mut what = tools;
+    if same_actions && same_output {
+        what.push("the lock has other files".into());
+    } else if same_actions {
+        let (old, new) = (old.output.short(), new.output.short());
+        what.push(format!("output: {old} -> {new}"));
+    } else if !producers.is_empty() {
+        what.push(format!("follows from {}", producers.join(", ")));
+    }
+    let mut difference = Difference::new(id, cause, what);
+    difference.artifacts = artifacts;
+    Some(difference)
 }
 
-/// The stages whose figures are others than locked.
+/// The stages whose measured figures differ from the lock.
 pub fn figures<'a>(locked: &BuildRecord, built: &'a BuildRecord) -> Vec<&'a str> {
-    let is_other = |(id, made): &(&Name, &StageRecord)| {
-        made.measured
-            && locked
-                .stage
-                .get(id.as_str())
-                .is_some_and(|locked| locked.output != made.output)
-    };
-    built
-        .stage
-        .iter()
-        .filter(is_other)
-        .map(|(id, _)| id.as_str())
-        .collect()
+    let mut ids = vec![];
+    for (id, stage) in &built.stage {
+        if stage.measured
+            && let Some(old) = locked.stage.get(id.as_str())
+            && old.output != stage.output
+        {
+            ids.push(id.as_str());
+        }
+    }
+    ids
 }
 
-/// The files of its tools that are others, came or went. A build of a part of the plan uses fewer
-/// files of a tool.
-fn tools(
+/// The files of the tools of a stage that changed, were added or removed. A build of a part of the
+/// plan may use fewer files of a tool.
+fn changed_tools(
     locked: &BuildRecord,
     built: &BuildRecord,
     old: &StageRecord,
@@ -226,75 +225,88 @@ fn tools(
     if old.actions == new.actions {
         return changes;
     }
-    let is_whole = built.stage.len() == locked.stage.len();
+    let is_whole_plan = built.stage.len() == locked.stage.len();
+    let no_files = BTreeMap::new();
     for tool in old.tools.union(&new.tools) {
-        let (old, new) = (locked.tools.get(tool), built.tools.get(tool));
-        let files: BTreeSet<&String> = [old, new]
-            .into_iter()
-            .flatten()
-            .flat_map(|files| files.keys())
-            .collect();
+        let old_files = locked.tools.get(tool).unwrap_or(&no_files);
+        let new_files = built.tools.get(tool).unwrap_or(&no_files);
+        let mut files: BTreeSet<&String> = old_files.keys().collect();
+        files.extend(new_files.keys());
         for file in files {
-            let of = |tool: Option<&BTreeMap<String, Digest>>| tool?.get(file).copied();
-            if of(old) != of(new) && (is_whole || of(new).is_some()) {
-                changes.push(format!(
-                    "{tool}/{file}: {} -> {}",
-                    short(of(old)),
-                    short(of(new))
-                ));
+            let (old, new) = (old_files.get(file), new_files.get(file));
+            if old != new && (is_whole_plan || new.is_some()) {
+                changes.push(format!("{tool}/{file}: {} -> {}", short(old), short(new)));
             }
         }
     }
     few(changes)
 }
 
-/// The stages it takes from that give something else.
-fn follows<'a>(locked: &BuildRecord, built: &BuildRecord, new: &'a StageRecord) -> Vec<&'a str> {
-    let output = |record: &BuildRecord, id: &str| record.stage.get(id).map(|made| made.output);
-    let differs = |id: &&str| output(locked, id) != output(built, id);
-    let producers: BTreeSet<&str> = new.inputs.values().flatten().map(String::as_str).collect();
-    producers.into_iter().filter(differs).collect()
+/// The producers of a stage whose output changed, in the order of their names.
+fn changed_producers<'a>(
+    locked: &BuildRecord,
+    built: &BuildRecord,
+    stage: &'a StageRecord,
+) -> Vec<&'a str> {
+    let output = |record: &BuildRecord, id: &str| record.stage.get(id).map(|stage| stage.output);
+    let mut changed = BTreeSet::new();
+    for id in stage.inputs.values().flatten() {
+        if output(locked, id) != output(built, id) {
+            changed.insert(id.as_str());
+        }
+    }
+    changed.into_iter().collect()
 }
 
-/// Those of the written files that are others. What is written now may be less or more, if the
-/// build is of a part.
-fn artifacts(old: &StageRecord, new: &StageRecord) -> Vec<Changed> {
-    let both = old
-        .artifacts
-        .iter()
-        .filter_map(|(name, was)| Some((name, was, new.artifacts.get(name)?)));
-    let other = both.filter(|(_, was, is)| was != is);
-    let changed = |(name, was, is): (&PartName, &Artifact, &Artifact)| Changed {
-        name: name.to_string(),
-        locked: Some(was.blake3),
-        found: Some(is.blake3),
-    };
-    other.map(changed).collect()
+/// The files that both records have with different content. A build of a part of the plan may write
+/// other files.
+fn changed_artifacts(old: &StageRecord, new: &StageRecord) -> Vec<Changed> {
+    let mut changed = vec![];
+    for (name, old) in &old.artifacts {
+        if let Some(new) = new.artifacts.get(name)
+            && old != new
+        {
+            changed.push(Changed {
+                name: name.to_string(),
+                locked: Some(old.blake3),
+                found: Some(new.blake3),
+            });
+        }
+    }
+    changed
 }
 
-/// Parts whose action is another one: name, locked and today's.
+/// The parts whose action changed: name, old and new key. `new` returns the new key of a part.
 pub fn other_parts(
     old: &StageRecord,
     new: impl Fn(&str) -> Option<ActionKey>,
-) -> impl Iterator<Item = (&str, ActionKey, ActionKey)> {
-    old.actions.iter().filter_map(move |(part, was)| {
-        let is = new(part)?;
-        (is != *was).then_some((part.as_str(), *was, is))
-    })
+) -> Vec<(&str, ActionKey, ActionKey)> {
+    let mut changed = vec![];
+    for (part, old_key) in &old.actions {
+        if let Some(new_key) = new(part)
+            && new_key != *old_key
+        {
+            changed.push((part.as_str(), *old_key, new_key));
+        }
+    }
+    changed
 }
 
-/// The first few lines, and how many more there are.
+/// The first few lines and the number of others.
 pub fn few(mut lines: Vec<String>) -> Vec<String> {
-    if lines.len() > FEW {
-        let more = lines.len() - FEW;
-        lines.truncate(FEW);
+    if lines.len() > MAX_LISTED {
+        let more = lines.len() - MAX_LISTED;
+        lines.truncate(MAX_LISTED);
         lines.push(format!("and {more} more"));
     }
     lines
 }
 
-fn short(digest: Option<Digest>) -> String {
-    digest.map_or("nothing".into(), |digest| digest.short())
+fn short(digest: Option<&Digest>) -> String {
+    match digest {
+        Some(digest) => digest.short(),
+        None => "nothing".into(),
+    }
 }
 
 impl Difference {
@@ -307,16 +319,17 @@ impl Difference {
         }
     }
 
-    /// What is said of it, a line each.
+    /// Its changes and files, one line each.
     pub fn lines(&self) -> Vec<String> {
-        let artifact =
-            |Changed {
-                 name,
-                 locked,
-                 found,
-             }: &Changed| format!("{name}: {} -> {}", short(*locked), short(*found));
-        let artifacts = few(self.artifacts.iter().map(artifact).collect());
-        self.what.iter().cloned().chain(artifacts).collect()
+        let mut files = vec![];
+        for artifact in &self.artifacts {
+            let locked = short(artifact.locked.as_ref());
+            let found = short(artifact.found.as_ref());
+            files.push(format!("{}: {locked} -> {found}", artifact.name));
+        }
+        let mut lines = self.what.clone();
+        lines.extend(few(files));
+        lines
     }
 }
 

@@ -1,5 +1,5 @@
-//! What is recorded of a build: the receipt and the lock (one [`BuildRecord`], as JSON and as TOML),
-//! what differs between two of them, and provenance.
+//! Records of builds: the receipt and the lock (a [`BuildRecord`] as JSON and as TOML), their
+//! comparison, and provenance.
 
 mod build_record;
 pub mod compare;
@@ -10,4 +10,4 @@ pub mod provenance;
 
 pub use build_record::{Artifact, BuildRecord, StageRecord};
 pub use name::Name;
-pub use outline::{Asked, Inside, Kept, Outline};
+pub use outline::{Kept, Outline, StageOutline};

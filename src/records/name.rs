@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::action::PartName;
 use crate::base::{Code, Problem, Result};
 
-/// One component of a path, as a lock may spell it: never `..`, and no `/` in it.
+/// The name of a plan or a stage: one component of a path, never `..`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Name(String);

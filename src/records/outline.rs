@@ -1,55 +1,56 @@
-//! What a plan says, wherever it lies and however it is spelled. Known before anything runs.
+//! The outline of a plan: its content, independent of its folder and its formatting. It is known
+//! before anything runs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::action::Registry;
 use crate::base::{Digest, hash_bytes};
 use crate::plan::{Keep, Plan, PlannedStage};
 
-/// A plan in outline.
+/// The outline of a plan.
 pub struct Outline {
     /// The name of the plan.
     pub plan: String,
-    /// Of all that it says, but for what must not change bytes: `timeout` and `retries`.
+    /// The digest of its content, except `timeout` and `retries`, which do not change artifacts.
     pub digest: Digest,
-    /// In the order of the plan.
-    pub stages: Vec<(String, Asked)>,
+    /// By id, in the order of the plan.
+    pub stages: Vec<(String, StageOutline)>,
 }
 
-/// What it says of a stage.
-pub struct Asked {
+/// The outline of a stage.
+pub struct StageOutline {
     /// The kind of the stage.
     pub kind: String,
-    /// Of the code that this kiln has for the kind.
+    /// The version of the kind in this kiln.
     pub version: u32,
     /// See [`StageSpec::measures`](crate::action::StageSpec::measures).
     pub measured: bool,
-    /// It is built only where it is asked for, and so may be missing in a lock.
+    /// Whether it is built only on request, and may be missing in a lock.
     pub optional: bool,
-    /// Of its parameters, files beside the plan by their paths from there.
+    /// The digest of its parameters. Paths of files beside the plan are relative.
     pub params: Digest,
-    /// Input -> the stages that feed it.
+    /// Input -> the stages whose output it reads.
     pub inputs: BTreeMap<String, Vec<String>>,
     /// What is written out.
     pub keep: Kept,
 }
 
-/// What is written out, spelled as in a plan.
+/// What is written out, in the notation of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Kept {
     /// Everything, or nothing.
     All(bool),
-    /// The parts of these names.
+    /// The parts and folders of these names.
     Parts(Vec<String>),
 }
 
 impl Kept {
-    /// What `keep` says.
+    /// The notation of `keep`.
     pub fn of(keep: &Keep) -> Kept {
         match keep {
             Keep::Nothing => Kept::All(false),
@@ -60,102 +61,94 @@ impl Kept {
 }
 
 impl Outline {
-    /// Of `plan`, which lies in `folder`.
+    /// The outline of `plan`, which is in `folder`.
     pub fn of(plan: &Plan, folder: &Path, registry: &Registry) -> Outline {
-        let inside = Inside::of(folder);
-        let stages: Vec<(String, Asked)> = plan
-            .stages
-            .iter()
-            .map(|stage| (stage.id.0.clone(), asked(stage, &inside, registry)))
-            .collect();
-        let said: BTreeMap<&str, Value> = stages
-            .iter()
-            .map(
-                |(
-                    id,
-                    Asked {
-                        kind,
-                        params,
-                        inputs,
-                        keep,
-                        ..
-                    },
-                )| {
-                    (
-                        id.as_str(),
-                        json!({"kind": kind, "params": params, "inputs": inputs, "keep": keep}),
-                    )
-                },
-            )
-            .collect();
-        let digest = hash_bytes(
-            json!({"plan": plan.name, "stages": said})
-                .to_string()
-                .as_bytes(),
-        );
+        let folder = PlanFolder::new(folder);
+        let mut stages = vec![];
+        let mut content: BTreeMap<&str, Value> = BTreeMap::new();
+        for stage in &plan.stages {
+            let outline = stage_outline(stage, &folder, registry);
+            content.insert(
+                &stage.id.0,
+                json!({
+                    "kind": outline.kind,
+                    "params": outline.params,
+                    "inputs": outline.inputs,
+                    "keep": outline.keep,
+                }),
+            );
+            stages.push((stage.id.0.clone(), outline));
+        }
+        let content = json!({"plan": plan.name, "stages": content});
         Outline {
             plan: plan.name.clone(),
-            digest,
+            digest: hash_bytes(content.to_string().as_bytes()),
             stages,
         }
     }
 }
 
-fn asked(stage: &PlannedStage, inside: &Inside, registry: &Registry) -> Asked {
-    let names = |(slot, producers): (&String, &Vec<crate::plan::StageId>)| {
-        (
-            slot.clone(),
-            producers
-                .iter()
-                .map(|producer| producer.0.clone())
-                .collect(),
-        )
+fn stage_outline(stage: &PlannedStage, folder: &PlanFolder, registry: &Registry) -> StageOutline {
+    let mut inputs = BTreeMap::new();
+    for (slot, producers) in &stage.slots {
+        let ids = producers.iter().map(|id| id.0.clone()).collect();
+        inputs.insert(slot.clone(), ids);
+    }
+    // The kinds of a checked plan are in the registry.
+    let (version, measured) = match registry.get(&stage.kind) {
+        Some(kind) => (kind.spec().version, kind.spec().measures),
+        None => (0, false),
     };
-    // A checked plan names no kind that is not there.
-    let spec = registry.get(&stage.kind).map(|kind| kind.spec());
-    Asked {
+    let params = folder.relative(&stage.params);
+    StageOutline {
         kind: stage.kind.clone(),
-        version: spec.map_or(0, |spec| spec.version),
-        measured: spec.is_some_and(|spec| spec.measures),
+        version,
+        measured,
         optional: stage.optional,
-        params: hash_bytes(inside.spelled(&stage.params).to_string().as_bytes()),
-        inputs: stage.slots.iter().map(names).collect(),
+        params: hash_bytes(params.to_string().as_bytes()),
+        inputs,
         keep: Kept::of(&stage.keep),
     }
 }
 
-/// Knows the files beside a plan by their paths from there.
-pub struct Inside {
-    /// How a URL begins that was relative in the plan.
+/// The folder of a plan. Makes the URLs of files in it relative.
+pub(super) struct PlanFolder {
+    /// The beginning of URLs that were relative in the plan.
     prefix: String,
 }
 
-impl Inside {
-    /// Of the plan's absolute folder.
-    pub fn of(folder: &Path) -> Inside {
-        Inside {
+impl PlanFolder {
+    /// `folder` is absolute.
+    pub(super) fn new(folder: &Path) -> Self {
+        PlanFolder {
             prefix: format!("file:{}", folder.join("").display()),
         }
     }
 
-    /// A URL as it would be written beside the plan. Of a file elsewhere only the name: where it
-    /// lies is not what it is.
-    pub fn url(&self, url: &str) -> String {
-        match (url.strip_prefix(&self.prefix), url.strip_prefix("file:/")) {
-            (Some(path), _) => format!("file:{path}"),
-            (None, Some(path)) => format!("file:{}", path.rsplit('/').next().unwrap_or(path)),
-            (None, None) => url.into(),
+    /// A URL as it would be written in the plan. For a file outside of the folder only its name,
+    /// because its location does not matter.
+    pub(super) fn relative_url(&self, url: &str) -> String {
+        if let Some(path) = url.strip_prefix(&self.prefix) {
+            format!("file:{path}")
+        } else if let Some(path) = url.strip_prefix("file:/") {
+            format!("file:{}", path.rsplit('/').next().unwrap_or(path))
+        } else {
+            url.into()
         }
     }
 
-    fn spelled(&self, value: &Value) -> Value {
+    /// `value` with all its strings as [`relative_url`](Self::relative_url).
+    fn relative(&self, value: &Value) -> Value {
         match value {
-            Value::String(text) => self.url(text).into(),
-            Value::Array(items) => items.iter().map(|item| self.spelled(item)).collect(),
-            Value::Object(map) => map
-                .iter()
-                .map(|(key, value)| (key.clone(), self.spelled(value)))
-                .collect(),
+            Value::String(text) => self.relative_url(text).into(),
+            Value::Array(items) => items.iter().map(|item| self.relative(item)).collect(),
+            Value::Object(map) => {
+                let mut relative = Map::new();
+                for (key, value) in map {
+                    relative.insert(key.clone(), self.relative(value));
+                }
+                Value::Object(relative)
+            }
             other => other.clone(),
         }
     }

@@ -1,78 +1,92 @@
-//! Provenance: the record as an in-toto statement in the terms of SLSA, which other tools read and
-//! sign. <https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md>, <https://slsa.dev/spec/v1.0/provenance>
+//! Provenance: the record as an in-toto statement with an SLSA predicate, for other tools to read and
+//! sign. <https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md>,
+//! <https://slsa.dev/spec/v1.0/provenance>
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::build_record::BuildRecord;
-use super::outline::Inside;
-use crate::action::{Content, Manifest, Registry};
+use super::outline::PlanFolder;
+use crate::action::{Manifest, Registry};
 use crate::base::{Code, Digest, Problem, Result, without_secrets};
 use crate::engine::Built;
 use crate::plan::{Plan, PlannedStage, StageId};
 use crate::store::{Disk, Sha256};
 
-/// What a reader must know to read `externalParameters`; the number changes with their meaning.
+/// Identifies the format of `externalParameters`. The number changes with their meaning.
 const BUILD_TYPE: &str = "urn:kiln:build-plan:1";
 
-/// What the call says besides the plan.
+/// Parameters of the build that are not in the plan.
 #[derive(Serialize)]
 pub struct Terms {
     set: BTreeMap<String, String>,
     date: Option<String>,
     #[serde(skip)]
-    inside: Inside,
+    folder: PlanFolder,
 }
 
 impl Terms {
-    /// Of a plan in `folder` with the variables `set`. The only time is `epoch`, the value of
-    /// SOURCE_DATE_EPOCH, so that the same build says the same.
+    /// The terms of a plan in `folder` with the variables `set`. The time of the build is `epoch`,
+    /// the value of SOURCE_DATE_EPOCH, so that equal builds have equal provenance.
+    /// <https://reproducible-builds.org/specs/source-date-epoch/>
     pub fn of(
         folder: &Path,
         set: impl Iterator<Item = (String, String)>,
         epoch: Option<OsString>,
     ) -> Result<Terms> {
-        let inside = Inside::of(folder);
-        let told = |value: &str| without_secrets(&inside.url(value)).into_owned();
-        let set = set.map(|(name, value)| (name, told(&value))).collect();
-        // <https://reproducible-builds.org/specs/source-date-epoch/>
-        let date = epoch.map(|epoch| {
-            let seconds = epoch.to_str().and_then(|seconds| seconds.parse().ok());
-            seconds.and_then(utc).ok_or_else(|| {
-                let message =
-                    format!("SOURCE_DATE_EPOCH is {epoch:?}, expected seconds since 1970");
-                Problem::new(Code::CallSourceDateEpoch, message)
-                    .help("unset it, or set it: $(date +%s)")
-            })
-        });
+        let folder = PlanFolder::new(folder);
+        let mut shown = BTreeMap::new();
+        for (name, value) in set {
+            let value = without_secrets(&folder.relative_url(&value)).into_owned();
+            shown.insert(name, value);
+        }
+        let date = match epoch {
+            Some(epoch) => Some(parse_epoch(&epoch)?),
+            None => None,
+        };
         Ok(Terms {
-            set,
-            date: date.transpose()?,
-            inside,
+            set: shown,
+            date,
+            folder,
         })
     }
 }
 
-/// What dependencies are found in.
+/// The value of SOURCE_DATE_EPOCH in RFC 3339.
+fn parse_epoch(epoch: &OsStr) -> Result<String> {
+    if let Some(text) = epoch.to_str()
+        && let Ok(seconds) = text.parse()
+        && let Some(date) = utc(seconds)
+    {
+        return Ok(date);
+    }
+    let message = format!("SOURCE_DATE_EPOCH is {epoch:?}, expected seconds since 1970");
+    Err(Problem::new(Code::CallSourceDateEpoch, message).help("unset it, or set it: $(date +%s)"))
+}
+
+/// Where the dependencies of a build are found.
 pub struct Sources<'a> {
     /// The plan that was built.
     pub plan: &'a Plan,
-    /// Every stage kind.
+    /// The stage kinds.
     pub kinds: &'a Registry,
     /// The build.
     pub built: &'a Built,
-    /// Where its bytes are.
+    /// The store with its blobs.
     pub store: &'a Disk,
 }
 
-/// The statement that a build gave what `record` says.
+/// The statement that the build produced the files of `record`.
 pub fn statement(record: &BuildRecord, terms: &Terms, sources: &Sources) -> Result<Value> {
-    let subject = |(path, artifact): (String, super::build_record::Artifact)| json!({"name": path, "digest": digests(&artifact.blake3, &artifact.sha256)});
-    let subjects: Vec<Value> = record.files().into_iter().map(subject).collect();
+    let mut subjects = vec![];
+    for (path, artifact) in record.files() {
+        let digest = digests(&artifact.blake3, &artifact.sha256);
+        subjects.push(json!({"name": path, "digest": digest}));
+    }
     let mut run = json!({
         "builder": {
             "id": concat!("pkg:generic/kiln@", env!("CARGO_PKG_VERSION")),
@@ -89,7 +103,11 @@ pub fn statement(record: &BuildRecord, terms: &Terms, sources: &Sources) -> Resu
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"plan": record.plan, "digest": record.digest, "set": terms.set},
+                "externalParameters": {
+                    "plan": record.plan,
+                    "digest": record.digest,
+                    "set": terms.set,
+                },
                 "resolvedDependencies": dependencies(record, terms, sources)?,
             },
             "runDetails": run,
@@ -101,102 +119,93 @@ fn digests(blake3: &Digest, sha256: &Sha256) -> Value {
     json!({"blake3": blake3.hex(), "sha256": sha256})
 }
 
-/// What came from outside, then the files of tools that were used.
+/// What stages fetched, then the files of tools that were used.
 fn dependencies(record: &BuildRecord, terms: &Terms, sources: &Sources) -> Result<Vec<Value>> {
-    let mut found = vec![];
-    let sha256 = |content: &Content| Sha256::of(content, sources.store, sources.store);
-    for stage in sources
-        .plan
-        .stages
-        .iter()
-        .filter(|stage| reaches_outside(stage, sources))
-    {
-        let Some(url) = ["url", "parts"]
-            .iter()
-            .find_map(|key| stage.params.get(key))
-        else {
-            continue;
-        };
-        let urls = url
-            .as_array()
-            .map_or_else(|| vec![url], |urls| urls.iter().collect());
-        let urls: Vec<String> = urls
-            .into_iter()
-            .filter_map(Value::as_str)
-            .map(|url| terms.inside.url(url))
-            .collect();
-        let uri = urls
-            .iter()
-            .map(|url| without_secrets(url))
-            .collect::<Vec<_>>()
-            .join(" ");
-        let mut dependency = json!({"name": stage.id, "uri": uri});
-        if stage.params["unpack"] == true {
-            // The archive itself is gone; its pin is its digest.
-            let pin = stage.params["sha256"]
-                .as_str()
-                .unwrap_or_default()
-                .to_ascii_lowercase();
-            dependency["digest"] = json!({"sha256": pin});
-        } else if let Some((_, part)) =
-            manifest(&stage.id, sources)?.and_then(|manifest| manifest.only().ok())
-        {
-            dependency["digest"] = digests(&part.content.digest, &sha256(&part.content)?);
+    let mut dependencies = vec![];
+    for stage in &sources.plan.stages {
+        if reaches_outside(stage, sources) {
+            dependencies.extend(fetched(stage, terms, sources)?);
         }
-        found.push(dependency);
     }
     for (tool, files) in &record.tools {
-        let producer = sources
-            .plan
-            .stages
-            .iter()
-            .find_map(|stage| stage.tools.get(tool));
-        let Some(manifest) = producer.map_or(Ok(None), |producer| manifest(producer, sources))?
-        else {
+        let mut stages = sources.plan.stages.iter();
+        let Some(producer) = stages.find_map(|stage| stage.tools.get(tool)) else {
+            continue;
+        };
+        let Some(manifest) = find_manifest(producer, sources)? else {
             continue;
         };
         for (file, digest) in files {
-            let Some(part) = manifest
-                .parts
-                .values()
-                .find(|part| part.content.digest == *digest)
-            else {
+            let mut parts = manifest.parts.values();
+            let Some(part) = parts.find(|part| part.content.digest == *digest) else {
                 continue;
             };
-            found.push(json!({"name": format!("{tool}/{file}"), "digest": digests(digest, &sha256(&part.content)?)}));
+            let sha256 = Sha256::of(&part.content, sources.store, sources.store)?;
+            let name = format!("{tool}/{file}");
+            dependencies.push(json!({"name": name, "digest": digests(digest, &sha256)}));
         }
     }
-    Ok(found)
+    Ok(dependencies)
+}
+
+/// What a stage with `url` or `parts` fetched.
+fn fetched(stage: &PlannedStage, terms: &Terms, sources: &Sources) -> Result<Option<Value>> {
+    let params = &stage.params;
+    let Some(url) = params.get("url").or(params.get("parts")) else {
+        return Ok(None);
+    };
+    let urls = match url {
+        Value::Array(urls) => urls.as_slice(),
+        url => std::slice::from_ref(url),
+    };
+    let mut shown = vec![];
+    for url in urls {
+        if let Some(url) = url.as_str() {
+            let url = terms.folder.relative_url(url);
+            shown.push(without_secrets(&url).into_owned());
+        }
+    }
+    let mut dependency = json!({"name": stage.id, "uri": shown.join(" ")});
+    if params["unpack"] == true {
+        // The archive itself is not stored; its digest is the pin.
+        let pin = params["sha256"].as_str().unwrap_or_default();
+        dependency["digest"] = json!({"sha256": pin.to_ascii_lowercase()});
+    } else if let Some(manifest) = find_manifest(&stage.id, sources)?
+        && let Ok((_, part)) = manifest.only()
+    {
+        let sha256 = Sha256::of(&part.content, sources.store, sources.store)?;
+        dependency["digest"] = digests(&part.content.digest, &sha256);
+    }
+    Ok(Some(dependency))
 }
 
 fn reaches_outside(stage: &PlannedStage, sources: &Sources) -> bool {
-    sources
-        .kinds
-        .get(&stage.kind)
-        .is_some_and(|kind| kind.spec().reaches_outside)
+    match sources.kinds.get(&stage.kind) {
+        Some(kind) => kind.spec().reaches_outside,
+        None => false,
+    }
 }
 
-fn manifest<'a>(id: &StageId, sources: &Sources<'a>) -> Result<Option<&'a Manifest>> {
-    sources
-        .built
-        .completed
-        .get(id)
-        .map(|completed| Ok(&completed.details()?.manifest))
-        .transpose()
+/// The manifest of a stage, if the build has the stage.
+fn find_manifest<'a>(id: &StageId, sources: &Sources<'a>) -> Result<Option<&'a Manifest>> {
+    match sources.built.completed.get(id) {
+        Some(completed) => Ok(Some(&completed.details()?.manifest)),
+        None => Ok(None),
+    }
 }
 
-/// Seconds since 1970 as RFC 3339 has them, in this era of four-digit years.
+/// Seconds since 1970 in RFC 3339. `None` from the year 10,000 on.
 fn utc(seconds: u64) -> Option<String> {
     let (mut days, time) = (seconds / 86_400, seconds % 86_400);
-    let is_leap =
-        |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
-    let year = (1970..10_000).find(|year| {
-        let length = if is_leap(*year) { 366 } else { 365 };
-        let is_this = days < length;
-        days -= if is_this { 0 } else { length };
-        is_this
-    })?;
-    let february = if is_leap(year) { 29 } else { 28 };
+    let mut year = 1970;
+    while days >= days_of(year) {
+        days -= days_of(year);
+        year += 1;
+        if year == 10_000 {
+            return None;
+        }
+    }
+    let february = if days_of(year) == 366 { 29 } else { 28 };
     let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let mut month = 1;
     for length in lengths {
@@ -211,6 +220,12 @@ fn utc(seconds: u64) -> Option<String> {
         "{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z",
         days + 1
     ))
+}
+
+/// The number of days of a year.
+fn days_of(year: u64) -> u64 {
+    let is_leap = year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    if is_leap { 366 } else { 365 }
 }
 
 #[cfg(test)]

@@ -402,7 +402,7 @@ fn a_cached_result_without_declared_outputs_is_ignored() {
     assert!(
         finished
             .output
-            .contains("what the cache has is not what `outputs` names"),
+            .contains("the cached result does not match `outputs`"),
         "{}",
         finished.output
     );

@@ -187,7 +187,7 @@ fn a_result_without_its_blob_is_a_miss() {
         panic!("one part starts")
     };
     assert!(
-        started.starts_with("clay/0: gone from the cache: b3:"),
+        started.starts_with("clay/0: missing from the cache: b3:"),
         "{started}"
     );
 }

@@ -42,7 +42,7 @@ fn a_file_size_limit_fails_the_build_cleanly() {
             printed(&output)
         );
         assert!(
-            printed(&output).contains("make room"),
+            printed(&output).contains("free some space"),
             "{blocks}: {}",
             printed(&output)
         );
@@ -102,7 +102,7 @@ fn a_full_disk_fails_the_build_cleanly() {
                 "{size} kB: {text}"
             );
             assert!(
-                text.contains("first 1\n") && text.contains("make room"),
+                text.contains("first 1\n") && text.contains("free some space"),
                 "{size} kB: {text}"
             );
         }

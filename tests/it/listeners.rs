@@ -12,13 +12,13 @@ fn the_plain_log_has_a_few_lines_per_stage() {
     let expected = "\
 done   text: 3 parts, from the cache
 done   source: 1 part, from the cache
-begin  weights: version of the stage's code: 1 -> 2
+begin  weights: stage version: 1 -> 2
 retry  weights/b: attempt 1 failed: no answer
        weights/b: 11.50 s
 done   weights: 2 parts, 1 from the cache, 1 ran in 11.50 s
-begin  graph: for the first time
+begin  graph: first build
 failed graph: failed to write
-skip   dlc: a stage it waits for failed
+skip   dlc: a stage that it depends on failed
 ";
     assert_eq!(String::from_utf8(text).unwrap(), expected);
 }
@@ -176,7 +176,7 @@ fn the_board_summarizes_300_running_parts() {
         "
 weights  ━━━━╸             75/300, 200 running
 npu      1.00 s
-halves   ╸                 0/300, waits for room
+halves   ╸                 0/300, waiting for resources
   weights/blk.75.attn_q.weight  ━━━━╸             1.0 MB of 4.0 MB, 1.93 s
   weights/blk.76.attn_q.weight  1.92 s
   weights/blk.77.attn_q.weight  1.92 s
@@ -191,7 +191,7 @@ halves   ╸                 0/300, waits for room
         "
 weights  75/300, 200 running
 npu      1.00 s
-halves   0/300, waits for room
+halves   0/300, waiting for resources
   weights…  1.0 MB of 4.0 MB,…
 76 of 602 parts: 76 from the …",
     );
@@ -199,7 +199,7 @@ halves   0/300, waits for room
         &busy_board(),
         80,
         4,
-        "weights  ━━━━╸             75/300, 200 running\nand 2 stages more\n76 of 602 parts: 76 \
+        "weights  ━━━━╸             75/300, 200 running\nand 2 more stages\n76 of 602 parts: 76 \
          from the cache, 0 ran; 3.00 s",
     );
 }

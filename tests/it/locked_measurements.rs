@@ -126,7 +126,7 @@ fn a_truncated_or_edited_lock_is_rejected() {
     for call in ["verify shop.toml", "build shop.toml --locked"] {
         let (code, _, errors) = project.kiln(call, &[]);
         assert!(
-            code == 2 && errors.contains("names no artifact of `weight`"),
+            code == 2 && errors.contains("has no artifact of `weight`"),
             "{call}: {errors}"
         );
     }
@@ -142,7 +142,7 @@ fn a_truncated_or_edited_lock_is_rejected() {
     );
     let (code, output, _) = project.kiln("build shop.toml --locked", &[]);
     assert!(
-        code == 3 && output.contains("the lock says something else of what is written out"),
+        code == 3 && output.contains("the lock has other files"),
         "{output}"
     );
 }

@@ -111,8 +111,9 @@ fn an_axis_can_be_set_to_any_value() {
          the value must have the type that it has in the plan\n"
     );
     assert!(
-        told(&[("shape", "a/b")])
-            .starts_with("bad_name: --set shape=a/b: it becomes a part of stages' names\n")
+        told(&[("shape", "a/b")]).starts_with(
+            "bad_name: --set shape=a/b: the value of an axis becomes a part of names\n"
+        )
     );
 }
 
@@ -258,8 +259,8 @@ matrix: `a.across`: there is no axis `shape`
 matrix: `a.best` takes one stage, `ware` is 2
   "\"ware\"" one for each value
   help: `across` gathers only where an input takes many: `best` does not
-matrix: nothing that `b` takes exists once per `cone`
-  "\"cone\"" gathers nothing
+matrix: no input of `b` exists once per `cone`
+  "\"cone\"" nothing to gather
 unknown_stage: `b.marks` has `wear`, which is not in `wares`
   "wear" here
   help: stages of `wares`: `plain`
@@ -392,14 +393,14 @@ fn include_mistakes_are_reported() {
         r#"include: `a.toml` is included twice
   "'a.toml'" here
   "'a.toml'" and here
-  help: keep one of them: what a file gives, all others see
+  help: keep one of them: all files of a plan see what a file defines
 include: `b.toml` is included twice
   "'./c/../b.toml'" here
   a.toml: "'b.toml'" and here
-  help: keep one of them: what a file gives, all others see
+  help: keep one of them: all files of a plan see what a file defines
 unreadable: no /plans/gone.toml
   "'gone.toml'" included here
-wrong_type: `include` has an integer
+wrong_type: `include` has an integer, expected a list of paths
   "1" expected a list of paths
   help: for example `include = ["common.toml"]`
 include: `plan.toml` includes itself
@@ -433,7 +434,7 @@ include: an included file has no `[plan]`
 unused_variable: nothing uses the variable `x`
   a.toml: "x" set here
   help: write `${x}` where it belongs, or remove it
-defined_twice: `x` is given two values
+defined_twice: `x` is defined twice
   b.toml: "x" here
   a.toml: "x" and here
   help: remove one of them, or define it in the file that includes both

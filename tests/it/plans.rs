@@ -159,7 +159,7 @@ fn a_syntax_error_is_reported_alone() {
   "" here
 syntax: not valid TOML: duplicate key
   "url" here
-syntax: a plan cannot hold a date
+syntax: a plan cannot have a date
   "2024-01-01" a date
   help: if it is meant as text, write it between quotes
 "#
@@ -187,7 +187,7 @@ unknown_stage: there is no stage `tools.x`
   help: stages: `Pot`
 bad_name: `tools.x` cannot name a stage
   "\"tools.x\"" here
-  help: names that begin with `tools.` belong to what [tools] declares
+  help: names that begin with `tools.` are for the tools in [tools]
 "#
     );
 }
@@ -361,12 +361,12 @@ kind = "judge"
 wares = ["a", "d"]
 "#
         ),
-        r#"cycle: stages wait for each other: a -> c -> b -> a
-  "\"c\"" `a` waits for this
-  "\"b\"" `c` waits for this
-  "\"a\"" `b` waits for this
+        r#"cycle: stages depend on each other: a -> c -> b -> a
+  "\"c\"" `a` depends on this
+  "\"b\"" `c` depends on this
+  "\"a\"" `b` depends on this
   help: one of these inputs must come from another stage
-cycle: `d` waits for itself
+cycle: `d` depends on itself
   "\"d\"" here
   help: name another stage as this input
 "#

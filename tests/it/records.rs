@@ -172,7 +172,7 @@ fn check_reports_and_keeps_differing_outputs() {
         errors.contains("2 of 4 parts did not give the same twice"),
         "{errors}"
     );
-    assert!(errors.contains("once more, to compare"), "{errors}");
+    assert!(errors.contains("run again for comparison"), "{errors}");
     let copy = |which: &str| project.read(&format!("out/shop/differs/pots/b/c/{which}/out"));
     assert_eq!(copy("first"), project.read("out/shop/pots/b/c/out"));
     assert!(copy("again").starts_with("pot b/c\nwet") && copy("again") != copy("first"));

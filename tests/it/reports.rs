@@ -43,7 +43,7 @@ help: another op</failure>
     </testsuite>
     <testsuite name="dlc" tests="1" skipped="1" errors="0" failures="0" time="0.000">
         <testcase name="dlc" classname="dlc" time="0.000">
-            <skipped message="a stage it waits for failed"/>
+            <skipped message="a stage that it depends on failed"/>
         </testcase>
     </testsuite>
 </testsuites>
@@ -68,8 +68,8 @@ fn unfinished_parts_are_reported_as_skipped() {
         skipped,
         [
             "b interrupted",
-            "graph the build ended before it",
-            "dlc the build ended before it"
+            "graph the build ended before it ran",
+            "dlc the build ended before it ran"
         ]
     );
 }
@@ -93,7 +93,7 @@ fn a_trace_has_a_slice_for_each_part_that_ran() {
         "name": "weights/b", "cat": "weights", "ph": "X",
         "ts": 6000, "dur": 11_500_000, "pid": 1, "tid": 1,
         "args": {
-            "why": ["version of the stage's code: 1 -> 2"],
+            "why": ["stage version: 1 -> 2"],
             "took_ms": 11_500,
             "output_bytes": 10,
         },

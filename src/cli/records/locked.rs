@@ -43,7 +43,7 @@ impl<'a> Locked<'a> {
 
     /// Holds what the plan and this kiln say against it, before anything runs.
     pub(super) fn hold_outline(&self, session: &Session) -> Result<(), Failed> {
-        let mut differs = compare::asked(&self.record, &session.outline);
+        let mut differs = compare::compare_plan(&self.record, &session.outline);
         if differs
             .iter()
             .any(|difference| self.made(difference).is_some())
@@ -87,7 +87,7 @@ impl<'a> Locked<'a> {
 
     /// Holds what was built against it.
     pub(super) fn hold(&self, built: &BuildRecord, session: &Session) -> Result<(), Failed> {
-        let mut differs = compare::made(&self.record, built, &session.outline);
+        let mut differs = compare::compare_build(&self.record, built, &session.outline);
         for difference in &mut differs {
             let id = difference.stage.as_str();
             let (Some(old), Some(new)) = (self.record.stage.get(id), built.stage.get(id)) else {
