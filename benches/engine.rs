@@ -24,7 +24,7 @@ use kiln::action::{
     TypedStage,
 };
 use kiln::base::{CanonJson, Result};
-use kiln::cli::Call;
+use kiln::cli::Cli;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use support::tiny_gguf::TinyGguf;
@@ -38,10 +38,10 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
         Some("kiln") => {
-            let call = Call::parse_from(&args[1..]);
+            let cli = Cli::parse_from(&args[1..]);
             let registry = Registry::new(vec![Box::new(Erased(Trivial))]);
-            call.run(&registry)
-                .unwrap_or_else(|failed| call.common.report(&failed))
+            cli.run(&registry)
+                .unwrap_or_else(|failed| cli.common.report(&failed))
                 .into()
         }
         _ => {

@@ -1,7 +1,6 @@
 //! The options of `build` that write records of it, beside the artifacts and beside the plan, or
 //! compare the build with them.
 
-mod columns;
 mod locked;
 mod rebuild_check;
 mod verify;
