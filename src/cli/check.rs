@@ -35,8 +35,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     }
     let count = plan.stages.len();
     let text = if common.json {
-        let line =
-            json!({"plan": plan.name, "stages": count, "problems": 0, "warnings": warnings});
+        let line = json!({"plan": plan.name, "stages": count, "problems": 0, "warnings": warnings});
         format!("{line}\n")
     } else {
         let mut text = format!("{}: {count} stages, no problems\n", plan.name);
@@ -120,9 +119,7 @@ fn check_model(gguf: &Gguf, consumers: &[&PlannedStage]) -> Result<Vec<String>> 
             && let Some(problem) = gguf.tokenizer_problem()
         {
             let message = format!("the stage `{}` would fail", stage.id.0);
-            return Err(problem
-                .within(message)
-                .at(stage.at.clone(), "this stage"));
+            return Err(problem.within(message).at(stage.at.clone(), "this stage"));
         }
         if let Some(context) = stage.params.get("context").and_then(Value::as_u64)
             && context > u64::from(facts.context_length)

@@ -194,12 +194,19 @@ impl Common {
         let is_on_github = std::env::var("GITHUB_ACTIONS").as_deref() == Ok("true");
         for problem in &failed.problems {
             if self.json {
-                self.print(&format!("{}\n", json_line(problem, failed.source.as_deref())));
+                self.print(&format!(
+                    "{}\n",
+                    json_line(problem, failed.source.as_deref())
+                ));
             } else {
                 let _ = writeln!(stderr(), "{}", self.render(problem, failed.source.as_ref()));
             }
             if is_on_github {
-                let _ = writeln!(stderr(), "{}", annotation(problem, failed.source.as_deref()));
+                let _ = writeln!(
+                    stderr(),
+                    "{}",
+                    annotation(problem, failed.source.as_deref())
+                );
             }
         }
         match failed.problems.first() {

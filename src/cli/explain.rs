@@ -29,7 +29,9 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let parts: Vec<&BuiltPart> = match &args.part {
         None => {
             let parts = built.parts.iter();
-            parts.filter(|part| reasons_to_run(part).is_some()).collect()
+            parts
+                .filter(|part| reasons_to_run(part).is_some())
+                .collect()
         }
         Some(name) => {
             let stage = stage_of(&session.plan, name)?;

@@ -22,14 +22,14 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let pages = Cli::public_command().disable_help_subcommand(true);
     if let Some(folder) = &args.folder {
         OutputPaths::new(&common.cache, []).check_outside_cache("the manual", folder)?;
-        let written = fs::create_dir_all(folder).and_then(|()| generate_to(pages, folder));
-        written.context(Code::CliWrite, || {
+        write_pages(pages, folder).context(Code::CallWrite, || {
             format!("write manual pages to {}", folder.display())
         })?;
     } else {
         let mut page = vec![];
-        let rendered = Man::new(pages).render(&mut page);
-        rendered.context(Code::CliWrite, || "write the manual page".into())?;
+        Man::new(pages)
+            .render(&mut page)
+            .context(Code::CallWrite, || "write the manual page".into())?;
         common.print_raw(&String::from_utf8_lossy(&page));
     }
     Ok(Exit::Done)

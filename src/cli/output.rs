@@ -54,7 +54,10 @@ pub(super) fn write_artifacts(
 ) -> Result<Option<Space>> {
     let mut written = None;
     for (stage, manifest) in kept {
-        add_space(&mut written, write_stage(blobs, stage, manifest, out, links)?);
+        add_space(
+            &mut written,
+            write_stage(blobs, stage, manifest, out, links)?,
+        );
     }
     Ok(written)
 }
