@@ -262,7 +262,7 @@ fn an_imported_plan_is_built() {
     let (_, parts) = bench.build("one", "native");
     let says = bench.says("one", "cache export plan.toml one.tar");
     assert!(
-        says.contains("written to one.tar") && !says.contains("not all there"),
+        says.contains("written to one.tar") && !says.contains("results are missing"),
         "{says}"
     );
     bench.says("one", "cache export plan.toml again.tar");
@@ -271,7 +271,7 @@ fn an_imported_plan_is_built() {
     let put = bench.says("other", "cache import one.tar");
     assert_eq!(
         put,
-        says.replace("written to one.tar", "put into the cache")
+        says.replace("written to one.tar", "added to the cache")
     );
     assert_eq!(bench.build("other", "native"), (parts, 0));
     bench.says("other", "cache export plan.toml other.tar");
@@ -279,10 +279,10 @@ fn an_imported_plan_is_built() {
 
     let again = bench.says("other", "cache import one.tar");
     assert!(
-        again.starts_with("0 results and 0 blobs, 0 B, put into the cache\n"),
+        again.starts_with("0 results and 0 blobs, 0 B, added to the cache\n"),
         "{again}"
     );
-    assert!(again.contains("were there already"), "{again}");
+    assert!(again.contains("were already in the cache"), "{again}");
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn what_is_not_built_is_not_exported() {
     bench.build("one", "native");
     let says = bench.says("one", "cache export plan.toml part.tar --set scheme=f16");
     assert!(
-        says.ends_with("not all there, so a build will run more: weights\n"),
+        says.ends_with("results are missing, which a build will have to make: weights\n"),
         "{says}"
     );
     bench.says("part", "cache import part.tar");
@@ -452,7 +452,7 @@ fn a_result_without_its_blobs_is_left_out() {
     let says = bench.says("other", "cache import cut.tar");
     let (_, out) = says.split_once('\n').unwrap();
     let (out, _) = out
-        .split_once(" left out: not all of their blobs came with them\n")
+        .split_once(" skipped: the file lacks some of their blobs\n")
         .unwrap();
     let then = bench.says("other", "cache import one.tar");
     assert!(

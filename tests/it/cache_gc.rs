@@ -163,7 +163,7 @@ fn check(call: &str, kept: &[&str], says: &str, leaves: &str) {
     let (code, text, errors) = gc(cache.path(), &format!("{call}{lock}"));
     assert_eq!((code, text.as_str()), (0, says), "{errors}");
     assert_eq!(left(cache.path(), POTTERY), leaves, "{call}");
-    assert_eq!(would.replace("would go", "removed "), text);
+    assert_eq!(would.replace("would remove", "removed         "), text);
 }
 
 #[test]
@@ -171,15 +171,17 @@ fn without_a_limit_only_what_is_kept_stays() {
     check(
         "",
         &[],
-        "removed   4 results, 5 blobs, 21 B\nstays     0 results, 0 blobs, 0 B\nkept      0 \
-         results, 0 blobs, 0 B, by last builds and locks\n",
+        "removed       4 results, 5 blobs, 21 B\n\
+         remaining     0 results, 0 blobs, 0 B\n\
+         needed        0 results, 0 blobs, 0 B, by last builds and lock files\n",
         ": ",
     );
     check(
         "",
         &["cup"],
-        "removed   3 results, 3 blobs, 13 B\nstays     1 result, 2 blobs, 8 B\nkept      1 \
-         result, 2 blobs, 8 B, by last builds and locks\n",
+        "removed       3 results, 3 blobs, 13 B\n\
+         remaining     1 result, 2 blobs, 8 B\n\
+         needed        1 result, 2 blobs, 8 B, by last builds and lock files\n",
         "cup: clay slip",
     );
 }
@@ -189,15 +191,17 @@ fn what_is_old_goes_and_a_time_to_come_is_new() {
     check(
         "--max-age 30d",
         &[],
-        "removed   1 result, 2 blobs, 10 B\nstays     3 results, 3 blobs, 11 B\nkept      0 \
-         results, 0 blobs, 0 B, by last builds and locks\n",
+        "removed       1 result, 2 blobs, 10 B\n\
+         remaining     3 results, 3 blobs, 11 B\n\
+         needed        0 results, 0 blobs, 0 B, by last builds and lock files\n",
         "cup bowl lamp: clay oil slip",
     );
     check(
         "--max-age 0s",
         &["jar"],
-        "removed   2 results, 2 blobs, 9 B\nstays     2 results, 3 blobs, 12 B\nkept      1 \
-         result, 2 blobs, 9 B, by last builds and locks\n",
+        "removed       2 results, 2 blobs, 9 B\n\
+         remaining     2 results, 3 blobs, 12 B\n\
+         needed        1 result, 2 blobs, 9 B, by last builds and lock files\n",
         "jar lamp: clay glaze oil",
     );
 }
@@ -207,23 +211,26 @@ fn the_oldest_go_until_the_rest_is_small_enough() {
     check(
         "--max-size 15B",
         &[],
-        "removed   1 result, 2 blobs, 10 B\nstays     3 results, 3 blobs, 11 B\nkept      0 \
-         results, 0 blobs, 0 B, by last builds and locks\n",
+        "removed       1 result, 2 blobs, 10 B\n\
+         remaining     3 results, 3 blobs, 11 B\n\
+         needed        0 results, 0 blobs, 0 B, by last builds and lock files\n",
         "cup bowl lamp: clay oil slip",
     );
     check(
         "--max-size 16B",
         &[],
-        "removed   0 results, 1 blob, 5 B\nstays     4 results, 4 blobs, 16 B\nkept      0 \
-         results, 0 blobs, 0 B, by last builds and locks\n",
+        "removed       0 results, 1 blob, 5 B\n\
+         remaining     4 results, 4 blobs, 16 B\n\
+         needed        0 results, 0 blobs, 0 B, by last builds and lock files\n",
         "jar cup bowl lamp: clay glaze oil slip",
     );
     check(
         "--max-size 5B",
         &["jar"],
-        "removed   3 results, 3 blobs, 12 B\nstays     1 result, 2 blobs, 9 B\nkept      1 \
-         result, 2 blobs, 9 B, by last builds and locks\n--max-size is exceeded by 4 B: so much \
-         is kept\n",
+        "removed       3 results, 3 blobs, 12 B\n\
+         remaining     1 result, 2 blobs, 9 B\n\
+         needed        1 result, 2 blobs, 9 B, by last builds and lock files\n\
+         --max-size is exceeded by 4 B: the rest is needed\n",
         "jar: clay glaze",
     );
 }

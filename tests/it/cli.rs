@@ -323,7 +323,7 @@ fn the_doctor_needs_no_plan() {
     );
     let (_, with, err) = kiln(folder.path(), &["doctor", "plan.toml"]);
     assert!(
-        with.contains("clay") && with.contains("to be fetched"),
+        with.contains("clay") && with.contains("a build will fetch it"),
         "{with}{err}"
     );
 }

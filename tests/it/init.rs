@@ -69,7 +69,7 @@ fn a_local_model_is_built_by_its_plan() {
         folder,
         &["init", "file:Tiny Pot.gguf"],
         2,
-        &["plans/tiny-pot.toml is there already", "--out"],
+        &["plans/tiny-pot.toml already exists", "--out"],
     );
     assert_eq!(fs::read_to_string(&path).unwrap(), plan);
     said(
@@ -149,7 +149,7 @@ fn what_cannot_be_built_is_said_before_anything_is_written() {
         folder,
         &["init", "https://a.example/c.bin"],
         2,
-        &["`c.bin` is no GGUF"],
+        &["`c.bin` is not a GGUF"],
     );
     refused(
         folder,
@@ -165,7 +165,7 @@ fn what_cannot_be_built_is_said_before_anything_is_written() {
         folder,
         &["init", "hf:a/b/c.gguf"],
         2,
-        &["plans/data/eval.txt is there already", "--out"],
+        &["plans/data/eval.txt already exists", "--out"],
     );
     assert!(!folder.join("plans/c.toml").exists());
 }
@@ -211,7 +211,7 @@ fn what_a_file_is_instead_is_said() {
         &["check", "plans/pot.toml", "--set", "context=1024"],
     );
     assert!(
-        long.contains("warning: `graph` has a context of 1024, the model was made for 512"),
+        long.contains("warning: `graph` has a context of 1024, the model was trained for 512"),
         "{long}"
     );
     assert!(

@@ -45,12 +45,12 @@ fn figures_are_not_held() {
     let (code, said, errors) = elsewhere(&shop, "");
     assert_eq!(code, 0, "{errors}");
     assert!(
-        said.contains("measured here, with other figures than locked: report, weight"),
+        said.contains("measured values differ from the lock file: report, weight"),
         "{said}"
     );
     let said = shop.done("verify shop.toml");
     let figures = ["report/out", "weight/out"]
-        .map(|file| format!("{file}: measured, with other figures than locked\n"));
+        .map(|file| format!("{file}: measured values differ from the lock file\n"));
     assert!(
         said.starts_with(&figures.concat()) && said.contains("\n2 files, "),
         "{said}"

@@ -16,7 +16,7 @@ fn a_lock_reads_well() {
     let shop = Project::open();
     assert_eq!(
         shop.done("build shop.toml --lock").lines().last(),
-        Some("locked in shop.lock")
+        Some("lock file written: shop.lock")
     );
     let expected = "\
 # What this plan comes to, byte for byte. Written by `kiln build --lock`; `--locked` and `kiln \
@@ -77,7 +77,7 @@ sha256 = \"613e2ab18eb4fc639685eb10614f21b877c0b6734dfc48361a073aece78908f9\"
     let inode = fs::metadata(shop.path("shop.lock")).unwrap().ino();
     assert!(
         shop.done("build shop.toml --lock")
-            .ends_with("as locked in shop.lock\n")
+            .ends_with("lock file unchanged: shop.lock\n")
     );
     assert_eq!(
         fs::metadata(shop.path("shop.lock")).unwrap().ino(),
@@ -86,7 +86,7 @@ sha256 = \"613e2ab18eb4fc639685eb10614f21b877c0b6734dfc48361a073aece78908f9\"
     );
     // `gc --lock` reads it.
     let kept = shop.done("cache gc --lock shop.lock --max-size 0");
-    assert!(kept.contains("stays     6 results"), "{kept}");
+    assert!(kept.contains("remaining     6 results"), "{kept}");
 }
 
 #[test]
@@ -193,14 +193,14 @@ fn a_cause_is_told_apart_from_what_follows_from_it() {
         |shop| shop.write("oven.so", "cold"),
         "",
         &[],
-        "stage cause what\ntools.oven input a file of this machine: HERE/oven.so\ndigest: \"b3:\" \
+        "stage cause what\ntools.oven input a local file: HERE/oven.so\ndigest: \"b3:\" \
          -> \"b3:\"\nware tool oven/oven.so: b3: -> b3:\n",
     );
     check(
         |shop| shop.write("clay.txt", "dry"),
         "",
         &[],
-        "stage cause what\nclay input a file of this machine: HERE/clay.txt\ndigest: \"b3:\" -> \
+        "stage cause what\nclay input a local file: HERE/clay.txt\ndigest: \"b3:\" -> \
          \"b3:\"\npots input follows from clay\nb/c/out: b3: -> b3:\nware input follows from \
          pots\nout: b3: -> b3:\n",
     );
@@ -209,7 +209,7 @@ fn a_cause_is_told_apart_from_what_follows_from_it() {
         |shop| shop.write("clay.txt", "dry"),
         "clay",
         &[],
-        "stage cause what\nclay input a file of this machine: HERE/clay.txt\ndigest: \"b3:\" -> \
+        "stage cause what\nclay input a local file: HERE/clay.txt\ndigest: \"b3:\" -> \
          \"b3:\"\n",
     );
 }
@@ -399,7 +399,7 @@ fn what_is_made_again_is_the_same_or_kept_beside() {
     let shop = Project::open();
     let said = shop.done("build shop.toml --check");
     assert!(
-        said.ends_with("checked: 4 parts again, the same bytes\n"),
+        said.ends_with("checked: 4 parts ran twice with the same bytes\n"),
         "{said}"
     );
     assert!(!shop.path("out/shop/differs").exists());
@@ -420,7 +420,7 @@ fn what_is_made_again_is_the_same_or_kept_beside() {
         "{said}"
     );
     assert!(
-        errors.contains("2 of 4 parts did not give the same twice"),
+        errors.contains("2 of 4 parts had other bytes in the second run"),
         "{errors}"
     );
     assert!(errors.contains("once more, to compare"), "{errors}");
@@ -431,12 +431,12 @@ fn what_is_made_again_is_the_same_or_kept_beside() {
     // What follows is checked with the same inputs, and what is not asked for is not checked.
     let said = shop.done("build shop.toml ware --check");
     assert!(
-        said.ends_with("checked: 1 part again, the same bytes\n"),
+        said.ends_with("checked: 1 part ran twice with the same bytes\n"),
         "{said}"
     );
     assert!(
         shop.done("build shop.toml --cache cache clay --check")
-            .contains("checked: 1 part again")
+            .contains("checked: 1 part ran twice")
     );
     let (code, said, _) = shop.kiln("build shop.toml --check --json", &[]);
     let line: Value = serde_json::from_str(said.lines().rev().nth(1).unwrap()).unwrap();
@@ -458,7 +458,7 @@ fn faults(change: impl Fn(&Path), expected: &[&str]) {
     fs::remove_file(shop.path("shop.toml")).unwrap();
     assert_eq!(
         shop.done("verify shop.toml --out here"),
-        "3 files, 120.0 kB: as shop.lock says\n"
+        "3 files, 120.0 kB: no difference from shop.lock\n"
     );
     change(&shop.path("here"));
     let (code, said, errors) = shop.kiln("verify shop.toml --out here", &[]);
@@ -484,11 +484,11 @@ fn each_fault_of_a_file_is_named() {
     );
     faults(
         |out| replace(&out.join("ware/out"), "short"),
-        &["other  ware/out  has 5 bytes, locked are 26"],
+        &["differs  ware/out  has 5 bytes, expected 26"],
     );
     faults(
         |out| replace(&out.join("pots/b/c/out"), "pot d/c\nwet"),
-        &["other  pots/b/c/out  is b3:, locked is b3:"],
+        &["differs  pots/b/c/out  is b3:, expected b3:"],
     );
     faults(
         |out| fs::write(out.join("pots/b/more"), "").unwrap(),
@@ -507,7 +507,7 @@ fn each_fault_of_a_file_is_named() {
             "unreadable  bill/out              is no regular file",
             "unknown     bill/pots/.kiln.json",
             "missing     pots/b/c/out",
-            "other       ware/out              has 5 bytes, locked are 26",
+            "differs     ware/out              has 5 bytes, expected 26",
         ],
     );
 }

@@ -77,7 +77,7 @@ fetch                 1        4 B            -
 requant               1        9 B       7.0 kB
 
 2 blobs, 9 B
-last builds keep 0 B; `kiln cache gc` would free 9 B
+the last builds need 0 B; `kiln cache gc` would free 9 B
 ";
     check(cache.path(), "stats", 0, expected);
     let json = r#"{"blob_bytes":9,"blobs":2,"garbage_bytes":9,"kept_bytes":0,"partial_bytes":0,"stages":{"fetch":{"actions":1,"output_bytes":4,"peak_memory_bytes":null},"requant":{"actions":1,"output_bytes":9,"peak_memory_bytes":7000}}}"#;
@@ -96,7 +96,7 @@ fn verify_names_what_is_damaged_and_repair_removes_it() {
         cache.path(),
         "verify",
         0,
-        "2 blobs and 2 results: all whole\n",
+        "2 blobs and 2 results: none damaged\n",
     );
 
     let blob = file(cache.path(), "blobs", b"clay", "");
@@ -135,7 +135,7 @@ fn verify_names_what_is_damaged_and_repair_removes_it() {
         cache.path(),
         "verify",
         0,
-        "1 blobs and 0 results: all whole\n",
+        "1 blob and 0 results: none damaged\n",
     );
 }
 

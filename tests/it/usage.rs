@@ -69,7 +69,7 @@ fn without_a_subcommand_the_first_steps_are_shown() {
         "kiln doctor",
         "kiln init hf:",
         "kiln build plans/",
-        "Exit codes: 0 done",
+        "Exit codes: 0 success",
     ] {
         assert!(err.contains(text), "{text} in:\n{err}");
     }

@@ -162,12 +162,13 @@ impl<'a> Locked<'a> {
             return Ok(());
         }
         let message = format!(
-            "{} from {}; no artifacts were written",
-            verify::counted_differ(differences.len(), "stage"),
+            "{} {} from {}; no artifacts were written",
+            count(differences.len(), "stage"),
+            verify::differ_verb(differences.len()),
             self.path.display()
         );
-        let help = "if this is intended, run `kiln build PLAN.toml --lock` and review the changes \
-                    of the lock file";
+        let help = "if this is intended, run `kiln build PLAN.toml --lock` and review the new lock \
+                    file";
         Err(Problem::new(Code::LockDiffers, message).help(help).into())
     }
 }

@@ -177,18 +177,18 @@ fn report(faults: &[Fault], out: &Path, lock: &Path, common: &Common) -> Problem
         common.print(&columns(&rows));
     }
     let message = format!(
-        "{} in {} from {}",
-        counted_differ(faults.len(), "file"),
+        "{} in {} {} from {}",
+        count(faults.len(), "file"),
         out.display(),
+        differ_verb(faults.len()),
         lock.display()
     );
     Problem::new(Code::VerifyDiffers, message)
 }
 
-/// `1 file differs`, `2 files differ`.
-pub(super) fn counted_differ(number: usize, what: &str) -> String {
-    let verb = if number == 1 { "differs" } else { "differ" };
-    format!("{} {verb}", count(number, what))
+/// `differs` for one thing, `differ` for several.
+pub(super) fn differ_verb(number: usize) -> &'static str {
+    if number == 1 { "differs" } else { "differ" }
 }
 
 /// The fault of the file `path` in `out`, if it has one.
