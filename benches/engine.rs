@@ -23,7 +23,7 @@ use kiln::action::{
     TypedStage,
 };
 use kiln::base::{CanonJson, Result};
-use kiln::cli::Call;
+use kiln::cli::Cli;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use support::tiny_gguf::TinyGguf;
@@ -37,12 +37,11 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
         Some("kiln") => {
-            let call = Call::parse_from(&args[1..]);
+            let cli = Cli::parse_from(&args[1..]);
             let registry = Registry::new(vec![Box::new(Erased(Trivial))]);
-            match call.run(&registry) {
-                Ok(exit) => exit.into(),
-                Err(failed) => call.common.report(&failed).into(),
-            }
+            cli.run(&registry)
+                .unwrap_or_else(|failed| cli.common.report(&failed))
+                .into()
         }
         _ => {
             measure(&args);

@@ -1,18 +1,20 @@
-//! kiln fires GGUF language models into Qualcomm NPU context binaries, by a declarative plan.
+//! kiln builds Qualcomm NPU context binaries from GGUF language models, as a declarative plan
+//! describes.
 //!
-//! The map, from the top floor down; a room uses the floors below it (`docs/architecture.md`):
+//! The modules by layer. A module uses only modules of lower layers (`docs/architecture.md`):
 //!
-//! | floor | room | purpose |
+//! | layer | modules | purpose |
 //! |---|---|---|
-//! | 6 | [`cli`] | puts everything together; the only room that names concrete things |
-//! | 5 | [`stages`], [`engine`] | what is done; when it is done |
-//! | 4 | [`compile`], [`run`] | what compiling takes; how graphs and binaries are run |
-//! | 4 | [`plan`], [`events`], [`execute`] | text to plan; what is told; where actions run |
-//! | 3 | [`store`] | blobs and results, by digest |
-//! | 3 | [`artifact`], [`lower`] | what stages hand over; ONNX to operators of the device |
-//! | 2 | [`action`] | the contract |
-//! | 1 | [`model`], [`qnn`] | formats; the device |
-//! | 0 | [`base`] | digest, canonical text, problem, units |
+//! | 6 | [`cli`] | the subcommands; the only module that names concrete types of all others |
+//! | 5 | [`records`], [`engine`] | lock files and receipts; scheduling |
+//! | 5 | [`stages`] | the stage kinds |
+//! | 4 | [`compile`], [`run`], [`device`], [`report`] | compilation; inference; devices; reports |
+//! | 4 | [`plan`], [`events`], [`execute`] | plan files; build events; execution of actions |
+//! | 3 | [`store`] | blobs and results, addressed by digest |
+//! | 3 | [`artifact`], [`lower`] | schemas of stage outputs; ONNX to device operators |
+//! | 2 | [`action`] | the interface of stages: actions, parts, manifests |
+//! | 1 | [`model`], [`qnn`] | model formats; Qualcomm's libraries |
+//! | 0 | [`base`] | digests, canonical JSON, problems, units |
 
 pub mod action;
 pub mod artifact;

@@ -1,13 +1,13 @@
-//! The program: read the call, do what it asks, leave with an exit code.
+//! The program `kiln`: parses the command line, runs the subcommand and sets the exit code.
 
 use std::process::ExitCode;
 
-use kiln::cli::Call;
+use kiln::cli::Cli;
 
 fn main() -> ExitCode {
-    let call = Call::read();
-    match call.run(&kiln::stages::all()) {
+    let cli = Cli::read();
+    match cli.run(&kiln::stages::all()) {
         Ok(exit) => exit.into(),
-        Err(failed) => call.common.report(&failed).into(),
+        Err(failed) => cli.common.report(&failed).into(),
     }
 }

@@ -1,4 +1,4 @@
-//! What was written out, as the table at the end of a build lists it.
+//! The written artifacts, as the table at the end of a build lists them.
 
 use serde::Serialize;
 
@@ -12,12 +12,12 @@ pub(super) struct Artifact {
     /// File name; a folder ends with `/`.
     pub(super) name: String,
     pub(super) size_bytes: u64,
-    /// Of a file.
+    /// `None` for a folder.
     pub(super) digest: Option<Digest>,
     pub(super) files: usize,
 }
 
-/// What is written out, with each folder as one.
+/// The written files; the files of a folder are one entry.
 pub(super) fn artifacts(kept: &[(String, Manifest)]) -> Vec<Artifact> {
     let mut artifacts: Vec<Artifact> = vec![];
     for (stage, manifest) in kept {
@@ -27,22 +27,21 @@ pub(super) fn artifacts(kept: &[(String, Manifest)]) -> Vec<Artifact> {
                 Some((folder, _)) => (format!("{folder}/"), None),
                 None => (name.to_string(), Some(part.content.digest)),
             };
-            match artifacts
-                .last_mut()
-                .filter(|last| last.stage == *stage && last.name == name)
+            if let Some(last) = artifacts.last_mut()
+                && last.stage == *stage
+                && last.name == name
             {
-                Some(folder) => {
-                    folder.size_bytes += size_bytes;
-                    folder.files += 1;
-                }
-                None => artifacts.push(Artifact {
-                    stage: stage.clone(),
-                    name,
-                    size_bytes,
-                    digest,
-                    files: 1,
-                }),
+                last.size_bytes += size_bytes;
+                last.files += 1;
+                continue;
             }
+            artifacts.push(Artifact {
+                stage: stage.clone(),
+                name,
+                size_bytes,
+                digest,
+                files: 1,
+            });
         }
     }
     artifacts

@@ -1,8 +1,8 @@
-//! `kiln build`: builds what a plan asks for, and writes it out.
+//! `kiln build`: builds a plan and writes its artifacts.
 
 use std::io::{Write, stderr};
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::available_parallelism;
@@ -12,10 +12,13 @@ use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::artifacts::{Artifact, artifacts};
+use super::columns::column_width;
 use super::machine::{budget_bytes, memory_bytes, parse_bytes};
-use super::output::{add, kept, kept_of, write_out, write_remaining, write_stage};
+use super::output::{
+    add_space, kept_manifest, kept_manifests, write_artifacts, write_partial_outputs, write_stage,
+};
 use super::records::{self, Records};
-use super::screen::{Screen, Views};
+use super::screen::{Screen, ViewArgs};
 use super::session::Session;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
@@ -25,72 +28,86 @@ use crate::events::Summary;
 use crate::plan::PlannedStage;
 use crate::store::{Links, Space};
 
-/// What to build.
+/// What to build, and how.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     plan: PlanArgs,
-    /// Only these stages and what they need [default: all]
+    /// Build only these stages and their dependencies [default: all that are not optional]
     #[arg(value_name = "STAGE")]
     stages: Vec<String>,
     /// Write artifacts to DIR/STAGE/ instead of out/PLAN/STAGE/
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// How many threads may be busy [default: all]
+    /// Maximum number of threads [default: number of CPU cores]
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroU32>,
-    /// How much memory may be in use: 6GB [default: 80 % of what this machine has]
+    /// Memory limit of the build, for example 6GB [default: 80 % of the machine's memory]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
-    /// Hard links instead of copies, where the file system knows no reflinks: no space, but do not
-    /// edit them
+    /// If the file system has no reflinks, write artifacts as hard links into the cache instead of
+    /// copies: uses no space, but the files must not be edited
     #[arg(long)]
     hard_links: bool,
-    /// After a failure, go on with all that does not need what failed
+    /// After a failure, continue with all parts that do not depend on the failed one
     #[arg(long)]
     keep_going: bool,
     #[command(flatten)]
     records: records::Args,
     #[command(flatten)]
-    views: Views,
+    views: ViewArgs,
 }
 
-/// Builds, writes out what is kept, and says so in a table.
+impl Args {
+    fn limits(&self) -> Limits {
+        // If the memory of the machine is unknown, there is no limit.
+        let default_bytes = match memory_bytes() {
+            Some(bytes) => budget_bytes(bytes),
+            None => u64::MAX,
+        };
+        Limits {
+            jobs: match self.jobs {
+                Some(jobs) => jobs.get(),
+                None => core_count(),
+            },
+            memory_bytes: self.memory.unwrap_or(default_bytes),
+            keep_going: self.keep_going,
+        }
+    }
+
+    fn links(&self) -> Links {
+        if self.hard_links {
+            Links::Hard
+        } else {
+            Links::Reflink
+        }
+    }
+}
+
+/// Builds the plan, writes the artifacts and prints a table of them.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut session = Session::open(&args.plan, &args.stages, common, stages)?;
-    // Where nothing is known, nothing is limited.
-    let memory_bytes = args
-        .memory
-        .unwrap_or_else(|| memory_bytes().map_or(u64::MAX, budget_bytes));
-    let limits = Limits {
-        jobs: jobs(args.jobs),
-        memory_bytes,
-        keep_going: args.keep_going,
-    };
+    let limits = args.limits();
     if args.jobs.is_some() {
-        // Fails only where a pool exists already; then that one serves.
+        // Fails only if the pool of this process exists already; then that one is used.
         let _ = rayon::ThreadPoolBuilder::new()
             .num_threads(limits.jobs as usize)
             .build_global();
     }
-    let cancel = interruption()?;
+    let cancel = cancel_on_signals()?;
 
-    let out = args
-        .out
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("out").join(&session.plan.name));
-    let links = if args.hard_links {
-        Links::Hard
-    } else {
-        Links::Reflink
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => PathBuf::from("out").join(&session.plan.name),
     };
+    let links = args.links();
     let locked = args
         .records
-        .locked(&args.plan, &args.stages, &session, common)?;
-    let mut places = session.places();
-    places.refuse_in_cache("what is built", &out)?;
-    places.keep(
+        .read_lock(&args.plan, &args.stages, &session, common)?;
+    let mut paths = session.output_paths();
+    paths.check_outside_cache("the artifacts", &out)?;
+    paths.reserve_artifacts(
         session
             .plan
             .stages
@@ -98,99 +115,84 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
             .map(|stage| out.join(&stage.id.0)),
         records::NAMES.iter().map(|name| out.join(name)),
     );
-    let mut screen = Screen::open(&args.views, &mut places, common)?;
-    let early = Mutex::new(None);
-    let completed = |stage: &PlannedStage, completed: &CompletedStage| {
-        // What is held to a lock is not written before all of it is known. What fails here fails
-        // again at the end, where it is said.
+    let mut screen = Screen::open(&args.views, &mut paths, common)?;
+    let written_early = Mutex::new(None);
+    let on_completed = |stage: &PlannedStage, completed: &CompletedStage| {
+        // With --locked, nothing is written before the whole build is compared with the lock.
+        // Errors are ignored here: the same write is repeated at the end and reported there.
         if locked.is_none()
-            && let Ok(Some(kept)) = kept_of(stage, completed)
-            && let Ok(wrote) = write_stage(&session.store, &stage.id.0, &kept, &out, links)
+            && let Ok(Some(kept)) = kept_manifest(stage, completed)
+            && let Ok(space) = write_stage(&session.store, &stage.id.0, &kept, &out, links)
         {
-            add(
-                &mut early.lock().unwrap_or_else(PoisonError::into_inner),
-                wrote,
-            );
+            let mut sum = written_early.lock().unwrap_or_else(PoisonError::into_inner);
+            add_space(&mut sum, space);
         }
     };
-    let built = session.build(limits, &cancel, &completed, &mut screen);
-    let mut wrote = early.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let (summary, mut failures, unwritten) = screen.close();
-    let remembered = session.remember(&built);
+    let built = session.build(limits, &cancel, &on_completed, &mut screen);
+    let mut written = written_early
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    let (summary, mut failures, report_problems) = screen.close();
+    let recorded = session.write_record(&built);
     let is_cancelled = cancel.load(Ordering::Relaxed);
-    let kept = kept(&session.plan, &built);
-    let has_failed = !failures.is_empty() || !unwritten.is_empty();
-    if is_cancelled || remembered.is_err() || has_failed {
-        let written = match locked {
-            Some(_) => Ok(()),
-            None => kept
-                .and_then(|kept| write_out(&session.store, &kept, &out, links))
-                .map(drop),
-        };
-        let left = write_remaining(&session, &mut failures, &out, links);
-        let others = [remembered, written, left]
-            .into_iter()
-            .filter_map(Result::err);
-        let failed = session.failed(&failures, unwritten.into_iter().chain(others));
+    let kept = kept_manifests(&session.plan, &built);
+    if is_cancelled || recorded.is_err() || !failures.is_empty() || !report_problems.is_empty() {
+        let mut problems = report_problems;
+        problems.extend(recorded.err());
+        if locked.is_none() {
+            let artifacts =
+                kept.and_then(|kept| write_artifacts(&session.store, &kept, &out, links));
+            problems.extend(artifacts.err());
+        }
+        problems.extend(write_partial_outputs(&session, &mut failures, &out, links).err());
+        let failed = session.failed(&failures, problems);
         if !failed.problems.is_empty() {
             return Err(failed);
         }
-        // With --json, the last event has said so.
+        // With --json, the last event says this.
         if !common.json {
-            let _ = writeln!(stderr(), "interrupted; what is done stays in the cache");
+            let _ = writeln!(stderr(), "interrupted; finished parts are in the cache");
         }
         return Ok(Exit::Interrupted);
     }
 
     let kept = kept?;
-    let records = Records::of(&args.records, &args.plan, &session, &built, &kept);
+    let records = Records::new(&args.records, &args.plan, &session, &built, &kept);
     if let Some(locked) = &locked {
-        records.hold(locked)?;
+        records.compare_build(locked)?;
     }
-    add(&mut wrote, write_out(&session.store, &kept, &out, links)?);
+    add_space(
+        &mut written,
+        write_artifacts(&session.store, &kept, &out, links)?,
+    );
     if let Some(locked) = &locked {
-        records.hold_written(locked, &out)?;
+        records.compare_files(locked, &out)?;
     }
     if records.write(&out)? {
-        add(&mut wrote, Some(Space::default()));
+        add_space(&mut written, Some(Space::default()));
     }
-    let ran = summary.total(|stage| stage.ran);
     common.print(&if common.json {
-        format!("{}\n", json!({"out": out, "artifacts": artifacts(&kept)}))
-    } else if ran == 0 && wrote.is_none() {
-        format!(
-            "nothing to do: {}, {}\n",
-            count(summary.total(|stage| stage.parts), "part"),
-            duration(begun.elapsed())
-        )
+        let line = json!({"out": out, "artifacts": artifacts(&kept)});
+        format!("{line}\n")
     } else {
-        let total = summary.total(|stage| stage.hits);
-        let end = format!(
-            "{} ran, {total} from the cache, in {}",
-            count(ran, "part"),
-            duration(begun.elapsed())
-        );
-        let space = in_words(wrote.unwrap_or_default());
-        format!(
-            "{}{end}; written to {}{space}\n",
-            table(&artifacts(&kept), &summary),
-            out.display()
-        )
+        let table = artifact_table(&artifacts(&kept), &summary);
+        result_text(&table, &summary, written, &out, started.elapsed())
     });
     records.check(&args.stages, limits, &cancel, &out, common)?;
-    records.lock(common)?;
+    records.write_lock(common)?;
     Ok(Exit::Done)
 }
 
-fn jobs(asked: Option<NonZeroU32>) -> u32 {
-    let cores =
-        || available_parallelism().map_or(1, |cores| cores.get().try_into().unwrap_or(u32::MAX));
-    asked.map_or_else(cores, NonZeroU32::get)
+fn core_count() -> u32 {
+    match available_parallelism() {
+        Ok(cores) => cores.get().try_into().unwrap_or(u32::MAX),
+        Err(_) => 1,
+    }
 }
 
-/// Set by the first Ctrl-C, SIGTERM or SIGHUP; a second ends this process at once, and its children
-/// with it.
-fn interruption() -> Result<Arc<AtomicBool>> {
+/// A flag that the first Ctrl-C, SIGTERM or SIGHUP sets. A second signal ends this process and its
+/// children at once.
+fn cancel_on_signals() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         let code = Exit::Interrupted as i32;
@@ -201,8 +203,31 @@ fn interruption() -> Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
-/// What written files cost: ` (133 MB copied)`.
-fn in_words(space: Space) -> String {
+/// The last lines of a successful build. `written` is `None` if all artifacts were up to date.
+fn result_text(
+    table: &str,
+    summary: &Summary,
+    written: Option<Space>,
+    out: &Path,
+    elapsed: Duration,
+) -> String {
+    let ran = summary.total(|stage| stage.ran);
+    let elapsed = duration(elapsed);
+    if ran == 0 && written.is_none() {
+        let parts = summary.total(|stage| stage.parts);
+        return format!("nothing to do: {}, {elapsed}\n", count(parts, "part"));
+    }
+    let hits = summary.total(|stage| stage.hits);
+    let space = space_text(written.unwrap_or_default());
+    let ran = count(ran, "part");
+    format!(
+        "{table}{ran} ran, {hits} from the cache, in {elapsed}; written to {}{space}\n",
+        out.display()
+    )
+}
+
+/// The space of written files: ` (133 MB copied)`.
+fn space_text(space: Space) -> String {
     let Space {
         shared_bytes,
         copied_bytes,
@@ -219,48 +244,44 @@ fn in_words(space: Space) -> String {
     }
 }
 
-/// Stage, artifact, size, digest and time; a folder of an artifact is one row.
-fn table(artifacts: &[Artifact], summary: &Summary) -> String {
-    let mut rows: Vec<[String; 5]> =
-        vec![["stage", "artifact", "size", "digest", "time"].map(|title| title.to_string())];
-    let mut last = "";
+/// Stage, artifact, size, digest and time. A folder of an artifact is one row.
+fn artifact_table(artifacts: &[Artifact], summary: &Summary) -> String {
+    let mut rows = vec![["stage", "artifact", "size", "digest", "time"].map(String::from)];
+    let mut last_stage = "";
     for artifact in artifacts {
-        let tally = summary.stage(&artifact.stage).filter(|tally| tally.ran > 0);
-        let time = tally.map_or("cached".into(), |tally| {
-            duration(Duration::from_millis(tally.took_ms))
-        });
-        let is_new = artifact.stage != last;
-        let digest = artifact
-            .digest
-            .map_or(format!("{} files", artifact.files), |digest| digest.short());
+        let (mut stage, mut time) = (String::new(), String::new());
+        if artifact.stage != last_stage {
+            stage.clone_from(&artifact.stage);
+            time = match summary.stage(&artifact.stage) {
+                Some(tally) if tally.ran > 0 => duration(Duration::from_millis(tally.took_ms)),
+                _ => "cached".into(),
+            };
+        }
+        let digest = match artifact.digest {
+            Some(digest) => digest.short(),
+            None => format!("{} files", artifact.files),
+        };
         rows.push([
-            if is_new {
-                artifact.stage.clone()
-            } else {
-                String::new()
-            },
+            stage,
             artifact.name.clone(),
             bytes(artifact.size_bytes),
             digest,
-            if is_new { time } else { String::new() },
+            time,
         ]);
-        last = &artifact.stage;
+        last_stage = &artifact.stage;
     }
-    aligned(&rows)
-}
-
-/// Columns as wide as their widest cell; sizes to the right.
-fn aligned(rows: &[[String; 5]]) -> String {
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let (a, b, c, d) = (width(0), width(1), width(2), width(3));
-    let line = |[stage, name, size, digest, time]: &[String; 5]| {
+    let (a, b, c, d) = (
+        column_width(&rows, 0),
+        column_width(&rows, 1),
+        column_width(&rows, 2),
+        column_width(&rows, 3),
+    );
+    let mut table = String::new();
+    for [stage, name, size, digest, time] in &rows {
+        // Sizes are aligned to the right.
         let line = format!("{stage:a$}  {name:b$}  {size:>c$}  {digest:d$}  {time}");
-        format!("{}\n", line.trim_end())
-    };
-    rows.iter().map(line).collect()
+        table += line.trim_end();
+        table += "\n";
+    }
+    table
 }

@@ -1,10 +1,9 @@
-//! `kiln check`: says everything that is wrong with a plan, and what cannot be made of its models,
-//! where they lie on this machine.
+//! `kiln check`: reports all problems of a plan, and of its models if their files are on this
+//! machine.
 
 use std::fs::File;
-use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::inspect::with_headers;
 use super::{Common, Exit, Failed, PlanArgs};
@@ -14,8 +13,8 @@ use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::Gguf;
 use crate::plan::{Plan, PlannedStage};
 
-/// The kinds that read or write text, which want a tokenizer that kiln knows.
-const OF_TEXT: [&str; 3] = ["reference", "calibrate", "package"];
+/// The kinds that read or write text, so that they need a tokenizer that kiln supports.
+const TOKENIZER_KINDS: [&str; 3] = ["reference", "calibrate", "package"];
 
 /// Which plan.
 #[derive(clap::Args)]
@@ -27,96 +26,110 @@ pub struct Args {
 /// Checks the plan.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let (plan, texts) = args.plan.load_with_texts(stages)?;
-    let Found { problems, warnings } = models(&plan);
+    let Findings { problems, warnings } = check_models(&plan);
     if !problems.is_empty() {
         return Err(Failed {
             problems,
             source: Some(texts),
         });
     }
-    let answer = match common.json {
-        true => {
-            json!({"plan": plan.name, "stages": plan.stages.len(), "problems": 0, "warnings": warnings}).to_string()
+    let count = plan.stages.len();
+    let text = if common.json {
+        let line = json!({"plan": plan.name, "stages": count, "problems": 0, "warnings": warnings});
+        format!("{line}\n")
+    } else {
+        let mut text = format!("{}: {count} stages, no problems\n", plan.name);
+        for warning in warnings {
+            text += &format!("warning: {warning}\n");
         }
-        false => {
-            let warnings: String = warnings.iter().map(|warning| format!("\nwarning: {warning}")).collect();
-            format!("{}: {} stages, no problems{warnings}", plan.name, plan.stages.len())
-        }
+        text
     };
-    common.print(&format!("{answer}\n"));
+    common.print(&text);
     Ok(Exit::Done)
 }
 
-/// What is known of models before anything runs.
+/// Problems and warnings of models.
 #[derive(Default)]
-struct Found {
+struct Findings {
     problems: Vec<Problem>,
     warnings: Vec<String>,
 }
 
-/// Looks into every model of the plan whose files are at hand.
-fn models(plan: &Plan) -> Found {
-    let mut found = Found::default();
-    for model in plan.stages.iter().filter(|stage| stage.kind == "inspect") {
-        let Some(mut files) = files(plan, model) else {
+/// Checks every model of the plan whose files are on this machine.
+fn check_models(plan: &Plan) -> Findings {
+    let mut findings = Findings::default();
+    for model in &plan.stages {
+        if model.kind != "inspect" {
+            continue;
+        }
+        let Some(mut files) = local_files(plan, model) else {
             continue;
         };
-        let consumes_it = |stage: &&PlannedStage| {
-            stage
-                .slots
-                .get("model")
-                .is_some_and(|producers| producers.contains(&model.id))
-        };
-        let consumers: Vec<&PlannedStage> = plan.stages.iter().filter(consumes_it).collect();
-        match with_headers(&mut files, |gguf| look(gguf, &consumers)) {
-            Ok(warnings) => found.warnings.extend(warnings),
+        let consumers = consumers_of(plan, model);
+        match with_headers(&mut files, |gguf| check_model(gguf, &consumers)) {
+            Ok(warnings) => findings.warnings.extend(warnings),
             Err(problem) if problem.labels.is_empty() => {
                 let problem = problem.at(model.at.clone(), "this stage would fail");
-                found.problems.push(problem);
+                findings.problems.push(problem);
             }
-            Err(problem) => found.problems.push(problem),
+            Err(problem) => findings.problems.push(problem),
         }
     }
-    found
+    findings
 }
 
-/// The files of this machine that `model` is read from, if they all are there.
-fn files(plan: &Plan, model: &PlannedStage) -> Option<Vec<File>> {
-    let fetched = model.slots.get("gguf")?.iter().map(|producer| {
-        let fetch = plan
-            .stages
-            .iter()
-            .find(|stage| stage.id == *producer && stage.kind == "fetch")?;
-        open_file(Path::new(
-            fetch.params["url"].as_str()?.strip_prefix("file:")?,
-        ))
-        .ok()
-    });
-    fetched
-        .collect::<Option<Vec<File>>>()
-        .filter(|files| !files.is_empty())
-}
-
-/// Refuses a model that `consumers` cannot use. Yields warnings.
-fn look(gguf: &Gguf, consumers: &[&PlannedStage]) -> Result<Vec<String>> {
-    let facts = model_facts(gguf)?;
-    // What is optional may never be asked for.
-    let is_of_text =
-        |stage: &&&PlannedStage| !stage.optional && OF_TEXT.contains(&stage.kind.as_str());
-    if let Some(of_text) = consumers.iter().find(is_of_text)
-        && let Some(problem) = gguf.tokenizer_problem()
-    {
-        let what = format!("the stage `{}` would fail", of_text.id.0);
-        return Err(problem.within(what).at(of_text.at.clone(), "this stage"));
+/// The stages that have the stage `model` in their slot `model`.
+fn consumers_of<'a>(plan: &'a Plan, model: &PlannedStage) -> Vec<&'a PlannedStage> {
+    let mut consumers = vec![];
+    for stage in &plan.stages {
+        if let Some(producers) = stage.slots.get("model")
+            && producers.contains(&model.id)
+        {
+            consumers.push(stage);
+        }
     }
-    let too_long = consumers.iter().filter_map(|stage| {
-        let context = stage.params.get("context")?.as_u64()?;
-        (context > u64::from(facts.context_length)).then(|| {
-            format!(
-                "`{}` has a context of {context}, the model was made for {}",
+    consumers
+}
+
+/// The files of the GGUF that `model` reads; `None` if one of them is not on this machine.
+fn local_files(plan: &Plan, model: &PlannedStage) -> Option<Vec<File>> {
+    let mut files = vec![];
+    for producer in model.slots.get("gguf")? {
+        let stage = plan.stages.iter().find(|stage| stage.id == *producer)?;
+        if stage.kind != "fetch" {
+            return None;
+        }
+        let path = stage.params["url"].as_str()?.strip_prefix("file:")?;
+        files.push(open_file(path.as_ref()).ok()?);
+    }
+    if files.is_empty() {
+        return None;
+    }
+    Some(files)
+}
+
+/// Fails if one of the `consumers` cannot use the model. Returns warnings.
+fn check_model(gguf: &Gguf, consumers: &[&PlannedStage]) -> Result<Vec<String>> {
+    let facts = model_facts(gguf)?;
+    let mut warnings = vec![];
+    for stage in consumers {
+        // An optional stage may never be built.
+        if !stage.optional
+            && TOKENIZER_KINDS.contains(&stage.kind.as_str())
+            && let Some(problem) = gguf.tokenizer_problem()
+        {
+            let message = format!("the stage `{}` would fail", stage.id.0);
+            return Err(problem.within(message).at(stage.at.clone(), "this stage"));
+        }
+        if let Some(context) = stage.params.get("context").and_then(Value::as_u64)
+            && context > u64::from(facts.context_length)
+        {
+            warnings.push(format!(
+                "`{}` has a context of {context} tokens, the model was trained for {}",
                 stage.id.0, facts.context_length
-            )
-        })
-    });
-    Ok(too_long.chain(model_warnings(gguf, &facts)).collect())
+            ));
+        }
+    }
+    warnings.extend(model_warnings(gguf, &facts));
+    Ok(warnings)
 }

@@ -1,7 +1,7 @@
-//! Options that several subcommands share, and how problems are printed.
+//! Options and helpers that several subcommands share; printing of problems.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Read, Write, stderr, stdout};
+use std::io::{self, IsTerminal, Read, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,51 +20,52 @@ use crate::plan::{self, MAX_TEXT_BYTES, Plan, Source, SourceMap};
 
 const DEFAULT_CACHE: &str = "cache";
 
-/// What every subcommand understands.
+/// Options of every subcommand.
 #[derive(clap::Args)]
 pub struct Common {
-    /// The local cache
+    /// Folder of the local cache
     #[arg(long, global = true, value_name = "DIR", env = "KILN_CACHE", default_value = DEFAULT_CACHE,
         value_parser = OsStringValueParser::new().map(cache_folder))]
     pub cache: PathBuf,
     /// Print JSON lines instead of text
     #[arg(long, global = true)]
     pub json: bool,
-    /// Colours; `auto` heeds NO_COLOR, CLICOLOR_FORCE, and whether the output is a terminal
+    /// When to use colours; `auto`: on a terminal, unless NO_COLOR or CLICOLOR_FORCE say otherwise
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: ColorChoice,
 }
 
-/// A variable that is set to nothing is as good as none.
-fn cache_folder(named: OsString) -> PathBuf {
-    if named.is_empty() {
+/// The cache folder; an empty `KILN_CACHE` means the default.
+fn cache_folder(value: OsString) -> PathBuf {
+    if value.is_empty() {
         DEFAULT_CACHE.into()
     } else {
-        named.into()
+        value.into()
     }
 }
 
-/// Which plan, and the variables set from outside.
+/// The plan file, and values of variables that the command line sets.
 #[derive(clap::Args)]
 pub struct PlanArgs {
-    /// The plan
+    /// The plan file
     #[arg(value_name = "PLAN.toml")]
     pub path: PathBuf,
-    /// Set a variable of the plan's [vars], or leave an axis of its [matrix] one value
-    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    /// Set a variable of [vars], or restrict an axis of [matrix] to one value
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_setting)]
     pub set: Vec<(String, String)>,
 }
 
-fn setting(text: &str) -> Result<(String, String), String> {
+fn parse_setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
-    // A relative path in the call starts where the call is made; in a plan, where the plan lies.
-    let value = match value.strip_prefix("file:").map(std::path::absolute) {
-        Some(path) => format!(
-            "file:{}",
-            path.map_err(|error| error.to_string())?.display()
-        ),
-        None => value.into(),
-    };
+    let mut value = value.to_string();
+    // A relative path on the command line starts from the current folder; one in a plan starts
+    // from the folder of the plan.
+    if let Some(path) = value.strip_prefix("file:") {
+        match std::path::absolute(path) {
+            Ok(path) => value = format!("file:{}", path.display()),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
     Ok((name.trim().into(), value))
 }
 
@@ -74,21 +75,25 @@ impl PlanArgs {
         Ok(self.load_with_texts(registry)?.0)
     }
 
-    /// Reads and checks the plan; also yields the texts that its stages stand in.
+    /// Reads and checks the plan. Also returns the source texts that its spans refer to.
     pub(super) fn load_with_texts(
         &self,
         registry: &Registry,
     ) -> Result<(Plan, Arc<SourceMap>), Failed> {
-        let (mut plan, texts) = understood(self.source()?, &self.set, registry)?;
+        let (mut plan, texts) = load_plan(self.source()?, &self.set, registry)?;
         plan.texts.push(self.path.clone());
         Ok((plan, texts))
     }
 
     fn source(&self) -> Result<Source> {
-        let text = read(&self.path).map_err(|problem| match self.path.exists() {
-            true => problem,
-            false => problem.help("`kiln init hf:OWNER/REPO/FILE` writes a plan to start from"),
-        })?;
+        let text = match read_text(&self.path) {
+            Ok(text) => text,
+            Err(problem) if self.path.exists() => return Err(problem),
+            Err(problem) => {
+                let help = "`kiln init hf:OWNER/REPO/FILE` writes a plan to start from";
+                return Err(problem.help(help));
+            }
+        };
         Ok(Source {
             name: self.path.display().to_string(),
             text,
@@ -96,17 +101,21 @@ impl PlanArgs {
         })
     }
 
-    /// The absolute folder that the plan lies in.
+    /// The absolute path of the folder of the plan.
     pub(super) fn folder(&self) -> Result<PathBuf> {
         let path = std::path::absolute(&self.path).context(Code::PlanUnreadable, || {
             format!("find the folder of {}", self.path.display())
         })?;
-        Ok(path.parent().map_or(path.clone(), PathBuf::from))
+        match path.parent() {
+            Some(folder) => Ok(folder.into()),
+            None => Ok(path),
+        }
     }
 }
 
-/// The plan that `source` is, with what it includes, and all its texts.
-pub(super) fn understood(
+/// Reads and checks the plan in `source`, including the files that it includes. Also returns all
+/// source texts.
+pub(super) fn load_plan(
     source: Source,
     sets: &[(String, String)],
     registry: &Registry,
@@ -114,7 +123,7 @@ pub(super) fn understood(
     let mut texts = vec![];
     let map = SourceMap::gather(source, &mut |path| {
         texts.push(path.into());
-        read(path)
+        read_text(path)
     });
     let map = Arc::new(map);
     match plan::read(&map, sets, registry) {
@@ -126,27 +135,27 @@ pub(super) fn understood(
     }
 }
 
-fn read(path: &Path) -> Result<String> {
+fn read_text(path: &Path) -> Result<String> {
+    read_limited(path).context(Code::PlanUnreadable, || {
+        format!("read the plan {}", path.display())
+    })
+}
+
+/// Reads at most one byte more than the limit: the parser then refuses the text.
+fn read_limited(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    // One byte above the cap is enough for it to be refused.
-    open_file(path)
-        .and_then(|file| {
-            file.take(MAX_TEXT_BYTES as u64 + 1)
-                .read_to_string(&mut text)
-        })
-        .context(Code::PlanUnreadable, || {
-            format!("read the plan {}", path.display())
-        })?;
+    open_file(path)?
+        .take(MAX_TEXT_BYTES as u64 + 1)
+        .read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// Why a subcommand gave up: all its problems, and the texts of the plan that their labels point
-/// into.
+/// The problems that made a subcommand fail, and the texts of the plan that their labels refer to.
 #[derive(Debug)]
 pub struct Failed {
     /// At least one.
     pub problems: Vec<Problem>,
-    /// The plan that they point into, if they do.
+    /// The source texts of the labels, if the problems have labels.
     pub source: Option<Arc<SourceMap>>,
 }
 
@@ -160,33 +169,39 @@ impl From<Problem> for Failed {
 }
 
 impl Common {
-    /// Writes `text`, which is JSON if the call asks for that, to standard output as a terminal may
-    /// have it.
+    /// Writes `text` (JSON with `--json`) to standard output, without control characters or
+    /// secrets.
     pub fn print(&self, text: &str) {
-        match self.json {
-            true => self.print_as_it_is(&shown_json(text)),
-            false => self.print_as_it_is(&shown(text)),
+        if self.json {
+            self.print_raw(&shown_json(text));
+        } else {
+            self.print_raw(&shown(text));
         }
     }
 
-    /// Writes `text`, which is kiln's own, to standard output; a reader that has gone away (`|
-    /// head`) is no error.
-    pub fn print_as_it_is(&self, text: &str) {
+    /// Writes `text` to standard output unchanged. A closed pipe (`| head`) is no error.
+    pub fn print_raw(&self, text: &str) {
         let mut out = stdout().lock();
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        if out.write_all(text.as_bytes()).is_ok() {
+            let _ = out.flush();
+        }
     }
 
-    /// Prints every problem and says how to leave: as the first one demands.
-    /// Graphical on standard error; with `--json`, one `{"problem": ...}` a line on standard
-    /// output. On GitHub, each is an annotation besides, on standard error.
+    /// Prints every problem and returns the exit code of the first one.
+    /// Text is written to standard error; with `--json`, one `{"problem": ...}` per line to
+    /// standard output. In GitHub Actions, an annotation per problem is added on standard error.
     pub fn report(&self, failed: &Failed) -> Exit {
+        let is_on_github = std::env::var("GITHUB_ACTIONS").as_deref() == Ok("true");
         for problem in &failed.problems {
             if self.json {
-                self.print(&format!("{}\n", json(problem, failed.source.as_deref())));
+                self.print(&format!(
+                    "{}\n",
+                    json_line(problem, failed.source.as_deref())
+                ));
             } else {
                 let _ = writeln!(stderr(), "{}", self.render(problem, failed.source.as_ref()));
             }
-            if std::env::var("GITHUB_ACTIONS").is_ok_and(|value| value == "true") {
+            if is_on_github {
                 let _ = writeln!(
                     stderr(),
                     "{}",
@@ -194,10 +209,13 @@ impl Common {
                 );
             }
         }
-        failed.problems.first().map_or(Exit::StageFailed, Exit::of)
+        match failed.problems.first() {
+            Some(problem) => Exit::of(problem),
+            None => Exit::StageFailed,
+        }
     }
 
-    /// A problem as people read it, with the plan's lines it points to.
+    /// A problem as text, with the lines of the plan that it points to.
     pub fn render(&self, problem: &Problem, source: Option<&Arc<SourceMap>>) -> String {
         let theme = if self.colors() {
             GraphicalTheme::unicode()
@@ -206,36 +224,36 @@ impl Common {
         };
         let handler = GraphicalReportHandler::new_themed(theme)
             .with_links(false)
-            .with_width(width(std::env::var("COLUMNS").ok().as_deref()))
+            .with_width(text_width(std::env::var("COLUMNS").ok().as_deref()))
             .with_break_words(false);
-        let mut whole = problem.clone();
-        for cause in whole.causes.drain(..) {
-            whole.message.push_str("\ncaused by: ");
-            whole.message.push_str(&cause);
+        let mut printed = problem.clone();
+        for cause in printed.causes.drain(..) {
+            printed.message.push_str("\ncaused by: ");
+            printed.message.push_str(&cause);
         }
-        whole.code = Code::of(&shown_line(whole.code.as_str()));
-        whole.message = abridged(&shown(&whole.message));
-        whole.help = whole.help.map(|help| abridged(&shown(&help)));
-        whole
-            .labels
-            .iter_mut()
-            .for_each(|(_, label)| *label = abridged(&shown(label)));
-        let mut report = Report::new(whole);
+        printed.code = Code::of(&shown_line(printed.code.as_str()));
+        printed.message = truncated(&shown(&printed.message));
+        if let Some(help) = &mut printed.help {
+            *help = truncated(&shown(help));
+        }
+        for (_, label) in &mut printed.labels {
+            *label = truncated(&shown(label));
+        }
+        let mut report = Report::new(printed);
         if let Some(map) = source {
             report = report.with_source_code(Arc::clone(map));
         }
         let mut out = String::new();
-        // Only a label outside the text can fail here; the message itself must still reach the
-        // reader.
-        if handler.render_report(&mut out, report.as_ref()).is_err() || out.len() > MAX_SHOWN_BYTES
+        // Rendering fails only for a label outside of the text; print the message without it.
+        if handler.render_report(&mut out, report.as_ref()).is_err() || out.len() > MAX_REPORT_BYTES
         {
-            out = abridged(&shown(&problem.text()));
+            out = truncated(&shown(&problem.text()));
         }
-        // Its lines are broken anew.
+        // Wrapping may have moved text to the beginning of a line.
         without_commands(&out).into_owned()
     }
 
-    /// Whether standard error takes colours.
+    /// Whether to use colours on standard error.
     pub fn colors(&self) -> bool {
         match self.color {
             ColorChoice::Always => true,
@@ -245,28 +263,27 @@ impl Common {
     }
 }
 
-/// How wide problems are where nothing says how wide the terminal is; no wider, so that they can be
-/// read.
+/// Columns of a problem: the maximum, and the value if the width of the terminal is unknown.
 const MAX_WIDTH: usize = 120;
-/// Narrower, there is no room for the plan's lines.
+/// With fewer columns, lines of a plan are not readable.
 const MIN_WIDTH: usize = 60;
 
-/// How wide problems are, by what `COLUMNS` says.
-fn width(columns: Option<&str>) -> usize {
-    let columns = columns.and_then(|columns| columns.parse().ok());
-    columns.map_or(MAX_WIDTH, |columns: usize| {
-        columns.clamp(MIN_WIDTH, MAX_WIDTH)
-    })
+/// Columns of a problem, for a value of the environment variable `COLUMNS`.
+fn text_width(columns: Option<&str>) -> usize {
+    match columns.unwrap_or_default().parse::<usize>() {
+        Ok(columns) => columns.clamp(MIN_WIDTH, MAX_WIDTH),
+        Err(_) => MAX_WIDTH,
+    }
 }
 
-/// Cap on a problem with the plan's lines: a line may be as long as the plan.
-const MAX_SHOWN_BYTES: usize = 32 << 10;
-/// Cap on each of its texts.
-const MAX_TEXT_SHOWN_BYTES: usize = 16 << 10;
+/// Limit of a problem with lines of the plan: one line may be as long as the whole plan.
+const MAX_REPORT_BYTES: usize = 32 << 10;
+/// Limit of each text of a problem.
+const MAX_PART_BYTES: usize = 16 << 10;
 
-/// The beginning of a text that is too long to be read.
-fn abridged(text: &str) -> String {
-    let end = text.floor_char_boundary(MAX_TEXT_SHOWN_BYTES);
+/// `text`, cut off at [`MAX_PART_BYTES`].
+fn truncated(text: &str) -> String {
+    let end = text.floor_char_boundary(MAX_PART_BYTES);
     if end == text.len() {
         text.into()
     } else {
@@ -274,59 +291,67 @@ fn abridged(text: &str) -> String {
     }
 }
 
-/// A problem for machines; `files` says for each of its labels in which file of the plan its range
-/// of bytes lies.
-fn json(problem: &Problem, source: Option<&SourceMap>) -> serde_json::Value {
+/// A problem as JSON. `files` has, for each of its labels, the file of the plan that the byte range
+/// refers to.
+fn json_line(problem: &Problem, source: Option<&SourceMap>) -> serde_json::Value {
     let Some(map) = source else {
         return json!({ "problem": problem });
     };
     let mut problem = problem.clone();
     let mut files = vec![];
     for (span, _) in &mut problem.labels {
-        let Some((file, at)) = map.place(span) else {
+        let Some((file, range)) = map.place(span) else {
             continue;
         };
         files.push(&file.name);
-        *span = at;
+        *span = range;
     }
     json!({ "problem": problem, "files": files })
 }
 
-/// What `auto` means: <https://no-color.org>, then <https://bixense.com/clicolors>.
-fn auto_colors(env: impl Fn(&str) -> Option<OsString>, is_terminal: bool) -> bool {
-    let set = |name| env(name).filter(|value| !value.is_empty());
-    let is_forced = set("CLICOLOR_FORCE").is_some_and(|value| value != "0");
-    set("NO_COLOR").is_none() && (is_forced || is_terminal)
+/// The meaning of `auto`: <https://no-color.org>, then <https://bixense.com/clicolors>.
+fn auto_colors(variable: impl Fn(&str) -> Option<OsString>, is_terminal: bool) -> bool {
+    let no_color = variable("NO_COLOR").unwrap_or_default();
+    let force = variable("CLICOLOR_FORCE").unwrap_or_default();
+    let is_forced = !force.is_empty() && force != "0";
+    no_color.is_empty() && (is_forced || is_terminal)
 }
 
-/// What a call says of colours, before it is parsed: help and mistakes of the call are coloured
-/// too.
-pub(super) fn color_of(call: impl Iterator<Item = OsString>) -> ColorChoice {
-    let mut words = call
-        .filter_map(|word| word.into_string().ok())
-        .take_while(|word| word != "--");
+/// The value of `--color` in the command line `arguments`, for help and usage errors, which are
+/// printed before or instead of parsing.
+pub(super) fn color_of(arguments: impl Iterator<Item = OsString>) -> ColorChoice {
     let mut choice = ColorChoice::Auto;
-    while let Some(word) = words.next() {
-        let when = match word.split_once('=') {
-            Some(("--color", when)) => Some(when.to_string()),
-            _ if word == "--color" => words.next(),
-            _ => None,
+    let mut is_value = false;
+    for argument in arguments {
+        let Some(text) = argument.to_str() else {
+            continue;
         };
-        choice = when
-            .and_then(|when| ColorChoice::from_str(&when, false).ok())
-            .unwrap_or(choice);
+        if text == "--" {
+            break;
+        }
+        let value = match text.strip_prefix("--color=") {
+            Some(value) => value,
+            None if is_value => text,
+            None => "",
+        };
+        is_value = !is_value && text == "--color";
+        if let Ok(value) = ColorChoice::from_str(value, false) {
+            choice = value;
+        }
     }
     choice
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
-    fn a_file_set_by_the_call_lies_where_the_call_is_made() {
+    fn a_relative_file_of_a_setting_starts_from_the_current_folder() {
         let here = std::env::current_dir().unwrap();
-        let set = |text| setting(text).unwrap().1;
+        let set = |text| parse_setting(text).unwrap().1;
         assert_eq!(
             set("source=file:a.gguf"),
             format!("file:{}/a.gguf", here.display())
@@ -336,14 +361,11 @@ mod tests {
     }
 
     #[test]
-    fn colours_are_forbidden_before_they_are_forced() {
+    fn no_color_has_precedence_over_clicolor_force() {
         let check = |set: &[(&str, &str)], is_terminal, expect| {
-            let env = |name: &str| {
-                set.iter()
-                    .find(|(known, _)| *known == name)
-                    .map(|(_, value)| value.into())
-            };
-            assert_eq!(auto_colors(env, is_terminal), expect, "{set:?}");
+            let variables: BTreeMap<&str, &str> = set.iter().copied().collect();
+            let variable = |name: &str| Some(variables.get(name)?.into());
+            assert_eq!(auto_colors(variable, is_terminal), expect, "{set:?}");
         };
         check(&[], true, true);
         check(&[], false, false);
@@ -355,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_are_as_wide_as_the_terminal_within_reason() {
+    fn problems_are_as_wide_as_the_terminal_within_limits() {
         for (columns, expected) in [
             (None, 120),
             (Some("100"), 100),
@@ -363,17 +385,17 @@ mod tests {
             (Some("400"), 120),
             (Some("wide"), 120),
         ] {
-            assert_eq!(width(columns), expected);
+            assert_eq!(text_width(columns), expected);
         }
     }
 
     #[test]
-    fn a_call_names_its_colours_anywhere_before_the_end_of_options() {
-        let check = |call: &str, expect| {
+    fn the_color_option_is_found_before_the_end_of_options() {
+        let check = |command_line: &str, expect| {
             assert_eq!(
-                color_of(call.split(' ').map(OsString::from)),
+                color_of(command_line.split(' ').map(OsString::from)),
                 expect,
-                "{call}"
+                "{command_line}"
             );
         };
         check("kiln build --help", ColorChoice::Auto);

@@ -1,10 +1,10 @@
-//! `kiln completions`: a script by which a shell completes calls of kiln.
+//! `kiln completions`: prints a shell completion script.
 
 use clap_complete::{Shell, generate};
 
-use super::{Call, Common, Exit};
+use super::{Cli, Common, Exit};
 
-/// For which shell.
+/// Which shell.
 #[derive(clap::Args)]
 pub struct Args {
     /// The shell
@@ -15,7 +15,7 @@ pub struct Args {
 /// Prints the script.
 pub fn run(args: &Args, common: &Common) -> Exit {
     let mut script = vec![];
-    generate(args.shell, &mut Call::shown(), "kiln", &mut script);
-    common.print_as_it_is(&String::from_utf8_lossy(&script));
+    generate(args.shell, &mut Cli::public_command(), "kiln", &mut script);
+    common.print_raw(&String::from_utf8_lossy(&script));
     Exit::Done
 }

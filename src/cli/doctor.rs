@@ -1,4 +1,4 @@
-//! `kiln doctor`: says what this machine has and lacks, and the command that mends it.
+//! `kiln doctor`: checks this machine, and shows how to fix what is missing.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,7 @@ use crate::plan::PlannedStage;
 use crate::stages;
 use crate::store::{CompleteCache, Disk, Lookup};
 
-/// Which plan's files to look for.
+/// The plan whose files are checked, too.
 #[derive(clap::Args)]
 #[command(mut_arg("path", |path| path.required(false)))]
 pub struct Args {
@@ -22,33 +22,34 @@ pub struct Args {
     plan: Option<PlanArgs>,
 }
 
-/// Examines the machine.
+/// Prints all findings. The exit code is 4 if something is missing.
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
-    let mut findings = examine(&Machine::this(&common.cache));
+    let mut findings = check_machine(&Machine::detect(&common.cache));
     if let Some(plan) = &args.plan {
         let registry = stages::all();
         let plan = plan.load(&registry)?;
-        for stage in plan.stages.iter().filter(|stage| stage.kind == "fetch") {
-            findings.push(fetched(stage, &registry, &common.cache)?);
+        for stage in &plan.stages {
+            if stage.kind == "fetch" {
+                findings.push(check_download(stage, &registry, &common.cache)?);
+            }
         }
-        findings.extend(
-            plan.stages
-                .iter()
-                .filter_map(|stage| of_this_machine(stage, &registry)),
-        );
+        for stage in &plan.stages {
+            findings.extend(check_local_files(stage, &registry));
+        }
     }
     if common.json {
-        findings.iter().for_each(|finding| {
-            common.print(&format!("{}\n", serde_json::json!({ "finding": finding })))
-        });
+        for finding in &findings {
+            common.print(&format!("{}\n", serde_json::json!({ "finding": finding })));
+        }
     } else {
-        common.print(&table(&findings));
+        common.print(&findings_text(&findings));
     }
-    Ok(if findings.iter().any(|finding| finding.mend.is_some()) {
-        Exit::ToolMissing
-    } else {
-        Exit::Done
-    })
+    for finding in &findings {
+        if finding.mend.is_some() {
+            return Ok(Exit::ToolMissing);
+        }
+    }
+    Ok(Exit::Done)
 }
 
 /// One line of the report.
@@ -56,7 +57,7 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
 struct Finding {
     what: String,
     found: String,
-    /// The command or deed that mends it, where something is not as it must be.
+    /// How to fix it; `None` if it is as required.
     #[serde(skip_serializing_if = "Option::is_none")]
     mend: Option<String>,
 }
@@ -70,14 +71,17 @@ impl Finding {
         }
     }
 
-    /// `mend` is asked for unless `good`.
-    fn must(mut self, good: bool, mend: &str) -> Self {
-        self.mend = (!good).then(|| mend.into());
+    /// Adds `fix` unless `is_good`.
+    fn require(mut self, is_good: bool, fix: &str) -> Self {
+        if !is_good {
+            self.mend = Some(fix.into());
+        }
         self
     }
 }
 
-/// What was seen of a machine; `None` where it is not there or does not say.
+/// The properties of a machine; `None` for a program that is not installed or a value that is
+/// unknown.
 #[derive(Clone, Debug, Default)]
 struct Machine {
     system: String,
@@ -91,58 +95,64 @@ struct Machine {
     cache_error: Option<String>,
 }
 
-/// What the Qualcomm libraries are built for: their wheel is `manylinux_2_35_x86_64`.
+/// The platform of Qualcomm's libraries: their wheel is `manylinux_2_35_x86_64`.
 const SYSTEM: &str = "x86_64 linux";
 const GLIBC: (u32, u32) = (2, 35);
-/// Below this a build of the smallest plan, with its wheels, is not worth beginning.
-const DISK_BYTES: u64 = 4_000_000_000;
+/// Free space that a build of the smallest plan needs, including its wheels.
+const MIN_DISK_BYTES: u64 = 4_000_000_000;
 
 impl Machine {
-    fn this(cache: &Path) -> Self {
+    /// The properties of this machine.
+    fn detect(cache: &Path) -> Self {
         let (arch, os) = (std::env::consts::ARCH, std::env::consts::OS);
-        let folder = nearest(cache);
-        Machine {
+        let folder = existing_ancestor(cache);
+        let mut machine = Machine {
             system: format!("{arch} {os}"),
-            glibc: says("getconf", &["GNU_LIBC_VERSION"]),
-            python: says("python3", &["--version"]),
-            pip: says("python3", &["-m", "pip", "--version"]),
-            cores: available_parallelism().map_or(1, |cores| cores.get()),
+            glibc: first_line_of("getconf", &["GNU_LIBC_VERSION"]),
+            python: first_line_of("python3", &["--version"]),
+            pip: first_line_of("python3", &["-m", "pip", "--version"]),
+            cores: 1,
             memory_bytes: memory_bytes(),
-            disk_bytes: rustix::fs::statvfs(folder)
-                .ok()
-                .map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
+            disk_bytes: None,
             cache: cache.display().to_string(),
-            cache_error: tempfile::tempfile_in(folder)
-                .err()
-                .map(|error| error.to_string()),
+            cache_error: None,
+        };
+        if let Ok(cores) = available_parallelism() {
+            machine.cores = cores.get();
         }
+        if let Ok(disk) = rustix::fs::statvfs(folder) {
+            machine.disk_bytes = Some(disk.f_bavail.saturating_mul(disk.f_frsize));
+        }
+        if let Err(error) = tempfile::tempfile_in(folder) {
+            machine.cache_error = Some(error.to_string());
+        }
+        machine
     }
 }
 
-/// `path`, or the folder above it that exists.
-fn nearest(path: &Path) -> &Path {
-    let above = path.ancestors().find(|folder| folder.is_dir());
-    above.unwrap_or(Path::new("."))
+/// `path`, or its nearest parent folder that exists.
+fn existing_ancestor(path: &Path) -> &Path {
+    let mut ancestors = path.ancestors();
+    ancestors
+        .find(|folder| folder.is_dir())
+        .unwrap_or(Path::new("."))
 }
 
-/// The first line that a command says, if it runs and succeeds.
-fn says(command: &str, args: &[&str]) -> Option<String> {
-    let output = Command::new(command)
-        .args(args)
-        .output()
-        .ok()
-        .filter(|output| output.status.success())?;
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .next()
-        .map(|line| line.trim().into())
+/// The first line that a command prints; `None` if it fails.
+fn first_line_of(command: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(command).args(args).output().ok()?;
+    if !output.status.success() {
+        return None;
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    Some(text.lines().next()?.trim().into())
 }
 
-/// Whether what a `fetch` stage brings is in the cache. What is not there is no lack: a build
-/// fetches it.
-fn fetched(stage: &PlannedStage, registry: &Registry, cache: &Path) -> Result<Finding> {
-    let mut found = String::from("to be fetched");
-    // Looking must not make a cache.
+/// Whether the files of a `fetch` stage are in the cache. If not, nothing is missing: a build
+/// fetches them.
+fn check_download(stage: &PlannedStage, registry: &Registry, cache: &Path) -> Result<Finding> {
+    let mut found = String::from("not in the cache, a build will fetch it");
+    // A check must not create a cache.
     if cache.is_dir()
         && let Some(kind) = registry.get(&stage.kind)
     {
@@ -153,107 +163,101 @@ fn fetched(stage: &PlannedStage, registry: &Registry, cache: &Path) -> Result<Fi
         };
         for order in kind.expand(&stage.params, &Default::default())? {
             if let Lookup::Hit(result) = complete.look_up(&order.into_action(kind.spec()).key())? {
-                let size = result
-                    .outputs
-                    .values()
-                    .map(|part| part.content.digest.size_bytes)
-                    .sum();
-                found = format!("in the cache, {}", bytes(size));
+                let mut size_bytes = 0;
+                for part in result.outputs.values() {
+                    size_bytes += part.content.digest.size_bytes;
+                }
+                found = format!("in the cache, {}", bytes(size_bytes));
             }
         }
     }
     Ok(Finding::new(&stage.id.0, found))
 }
 
-/// Whether the files of this machine that a stage reads are there.
-fn of_this_machine(stage: &PlannedStage, registry: &Registry) -> Option<Finding> {
+/// Whether the local files that a stage reads exist; `None` if it reads none.
+fn check_local_files(stage: &PlannedStage, registry: &Registry) -> Option<Finding> {
     match registry.get(&stage.kind)?.files(&stage.params) {
         Ok(files) if files.is_empty() => None,
-        Ok(files) => Some(Finding::new(
-            &stage.id.0,
-            format!("has all it reads here: {}", count(files.len(), "path")),
-        )),
+        Ok(files) => {
+            let found = format!("local files found: {}", count(files.len(), "path"));
+            Some(Finding::new(&stage.id.0, found))
+        }
         Err(problem) => {
-            let finding = Finding::new(&stage.id.0, problem.message);
-            Some(finding.must(false, problem.help.as_deref().unwrap_or("put it there")))
+            let fix = problem.help.as_deref().unwrap_or("put it there");
+            Some(Finding::new(&stage.id.0, problem.message).require(false, fix))
         }
     }
 }
 
-/// Every finding about `machine`, what it must have first.
-fn examine(machine: &Machine) -> Vec<Finding> {
-    let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "not there".into());
-    let glibc = machine
-        .glibc
-        .as_deref()
-        .and_then(version)
-        .is_some_and(|glibc| glibc >= GLIBC);
+/// All findings about `machine`, requirements first.
+fn check_machine(machine: &Machine) -> Vec<Finding> {
+    let glibc = parse_version(machine.glibc.as_deref().unwrap_or_default());
     let cache = match &machine.cache_error {
         None => format!("{}, writable", machine.cache),
         Some(error) => format!("{}: {error}", machine.cache),
     };
-    let memory = |all| {
-        format!(
-            "{}, of which a build may use {}",
-            bytes(all),
-            bytes(budget_bytes(all))
-        )
+    let disk = match machine.disk_bytes {
+        Some(free) => bytes(free),
+        None => "unknown".into(),
     };
-    let disk_is_enough = machine.disk_bytes.is_none_or(|free| free >= DISK_BYTES);
+    let memory = match machine.memory_bytes {
+        Some(all) => {
+            let budget = bytes(budget_bytes(all));
+            format!("{}, of which a build uses up to {budget}", bytes(all))
+        }
+        None => "unknown".into(),
+    };
     vec![
-        Finding::new("system", machine.system.clone()).must(
+        Finding::new("system", machine.system.clone()).require(
             machine.system == SYSTEM,
-            "run kiln on x86_64 Linux: Qualcomm's compiler libraries exist for it alone",
+            "run kiln on x86_64 Linux: Qualcomm's compiler libraries exist only for this platform",
         ),
-        Finding::new("glibc", known(&machine.glibc)).must(
-            glibc,
+        Finding::new("glibc", or_not_found(&machine.glibc)).require(
+            glibc >= Some(GLIBC),
             "use a system with glibc 2.35 or newer: Debian 12, Ubuntu 22.04, Fedora 36",
         ),
-        Finding::new("python3", known(&machine.python))
-            .must(machine.python.is_some(), "apt-get install python3"),
-        Finding::new("pip", known(&machine.pip))
-            .must(machine.pip.is_some(), "apt-get install python3-pip"),
-        Finding::new("cache", cache).must(
+        Finding::new("python3", or_not_found(&machine.python))
+            .require(machine.python.is_some(), "apt-get install python3"),
+        Finding::new("pip", or_not_found(&machine.pip))
+            .require(machine.pip.is_some(), "apt-get install python3-pip"),
+        Finding::new("cache", cache).require(
             machine.cache_error.is_none(),
-            "name a folder that you may write to: --cache DIR, or KILN_CACHE=DIR",
+            "choose a folder that you may write to: --cache DIR, or KILN_CACHE=DIR",
         ),
-        Finding::new(
-            "free disk",
-            machine.disk_bytes.map_or("not known".into(), bytes),
-        )
-        .must(
-            disk_is_enough,
-            "make room, or put the cache elsewhere: --cache DIR",
+        Finding::new("free disk", disk).require(
+            machine.disk_bytes.unwrap_or(MIN_DISK_BYTES) >= MIN_DISK_BYTES,
+            "free some disk space, or put the cache on another disk: --cache DIR",
         ),
-        Finding::new(
-            "memory",
-            machine.memory_bytes.map_or("not known".into(), memory),
-        ),
+        Finding::new("memory", memory),
         Finding::new("cores", machine.cores.to_string()),
     ]
 }
 
+fn or_not_found(version: &Option<String>) -> &str {
+    version.as_deref().unwrap_or("not found")
+}
+
 /// `(2, 36)` of `glibc 2.36`.
-fn version(text: &str) -> Option<(u32, u32)> {
+fn parse_version(text: &str) -> Option<(u32, u32)> {
     let (major, minor) = text.rsplit(' ').next()?.split_once('.')?;
     Some((major.parse().ok()?, minor.split('.').next()?.parse().ok()?))
 }
 
-fn table(findings: &[Finding]) -> String {
-    let width = findings
-        .iter()
-        .map(|finding| finding.what.len())
-        .max()
-        .unwrap_or(0);
-    let line = |Finding { what, found, mend }: &Finding| match mend {
-        None => format!("ok       {what:width$}  {found}\n"),
-        Some(mend) => format!(
-            "LACKING  {what:width$}  {found}\n{:1$}-> {mend}\n",
-            "",
-            width + 11
-        ),
-    };
-    findings.iter().map(line).collect()
+fn findings_text(findings: &[Finding]) -> String {
+    let mut width = 0;
+    for finding in findings {
+        width = width.max(finding.what.len());
+    }
+    let mut text = String::new();
+    for Finding { what, found, mend } in findings {
+        let state = if mend.is_some() { "MISSING" } else { "ok" };
+        text += &format!("{state:<7}  {what:width$}  {found}\n");
+        if let Some(fix) = mend {
+            let indent = width + 11;
+            text += &format!("{:indent$}-> {fix}\n", "");
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -268,55 +272,52 @@ mod tests {
             pip: Some("pip 23.0.1".into()),
             cores: 2,
             memory_bytes: Some(8_000_000_000),
-            disk_bytes: Some(DISK_BYTES),
+            disk_bytes: Some(MIN_DISK_BYTES),
             cache: "cache".into(),
             cache_error: None,
         }
     }
 
-    fn lacking(machine: &Machine) -> Vec<String> {
-        let findings = examine(machine);
-        findings
-            .into_iter()
-            .filter(|finding| finding.mend.is_some())
-            .map(|finding| finding.what)
-            .collect()
+    fn missing(machine: &Machine) -> Vec<String> {
+        let mut missing = vec![];
+        for finding in check_machine(machine) {
+            if finding.mend.is_some() {
+                missing.push(finding.what);
+            }
+        }
+        missing
     }
 
     #[test]
-    fn a_healthy_machine_lacks_nothing() {
-        assert_eq!(lacking(&healthy()), [""; 0]);
+    fn nothing_is_missing_on_a_healthy_machine() {
+        assert_eq!(missing(&healthy()), [""; 0]);
     }
 
     #[test]
-    fn each_lack_is_named_and_mended() {
+    fn what_is_missing_is_named() {
         assert_eq!(
-            lacking(&Machine {
+            missing(&Machine {
                 glibc: Some("glibc 2.34".into()),
                 ..healthy()
             }),
             ["glibc"]
         );
         assert_eq!(
-            lacking(&Machine {
+            missing(&Machine {
                 glibc: Some("glibc 3.0".into()),
                 ..healthy()
             }),
             [""; 0]
         );
         assert_eq!(
-            lacking(&Machine {
+            missing(&Machine {
                 pip: None,
                 disk_bytes: Some(1),
                 ..healthy()
             }),
             ["pip", "free disk"]
         );
-        let bare = examine(&Machine::default());
-        assert!(
-            table(&bare).contains("LACKING  pip        not there\n"),
-            "{}",
-            table(&bare)
-        );
+        let text = findings_text(&check_machine(&Machine::default()));
+        assert!(text.contains("MISSING  pip        not found\n"), "{text}");
     }
 }

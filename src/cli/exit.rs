@@ -1,4 +1,4 @@
-//! What the exit code says.
+//! The exit codes.
 
 use std::process::ExitCode;
 
@@ -8,40 +8,43 @@ use crate::base::{Class, Problem};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Everything asked for is there.
+    /// Success.
     Done = 0,
     /// A stage failed.
     StageFailed = 1,
-    /// The plan or the call is wrong; clap leaves with the same code.
+    /// The plan or the command line is wrong; clap exits with the same code.
     BadCall = 2,
-    /// Bytes do not have the digest they must have.
+    /// A file or output does not have the expected digest.
     DigestDiffers = 3,
-    /// A tool, or a file of a tool, is not there.
+    /// A tool, or a file of a tool, is missing.
     ToolMissing = 4,
-    /// Ended by Ctrl-C or SIGTERM.
+    /// Stopped by Ctrl-C, SIGTERM or SIGHUP.
     Interrupted = 130,
 }
 
-/// The same table for `--help`.
-pub const HELP: &str = "Exit codes: 0 done, 1 a stage failed, 2 the plan or the call is wrong, 3 \
-                        a digest differs, 4 a tool is missing, 130 interrupted";
+/// The exit codes, for `--help`.
+pub const HELP: &str = "\
+Exit codes: 0 success, 1 a stage failed, 2 the plan or the command line is wrong, 3 a digest \
+differs, 4 a tool is missing, 130 interrupted";
 
 impl Exit {
-    /// The one that a kiln in another process left with.
+    /// The exit code of another kiln process.
     pub(super) fn from_code(code: i32) -> Exit {
-        let all = [
+        for exit in [
             Exit::Done,
             Exit::BadCall,
             Exit::DigestDiffers,
             Exit::ToolMissing,
             Exit::Interrupted,
-        ];
-        all.into_iter()
-            .find(|exit| *exit as i32 == code)
-            .unwrap_or(Exit::StageFailed)
+        ] {
+            if exit as i32 == code {
+                return exit;
+            }
+        }
+        Exit::StageFailed
     }
 
-    /// The code that says what sort of problem this is.
+    /// The exit code for a problem, by the class of its code.
     pub fn of(problem: &Problem) -> Exit {
         match problem.code.class() {
             Class::Plan => Exit::BadCall,

@@ -1,10 +1,10 @@
-//! `kiln explain`: says why a part would run again, with old and new value, and what it is made of.
+//! `kiln explain`: shows why a part would run, with old and new values, and its inputs.
 
 use std::fmt::Write;
 
 use serde_json::json;
 
-use super::plan::{waits_for, why};
+use super::plan::{missing_dependencies, parts_of, reasons_to_run};
 use super::session::Session;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
@@ -17,115 +17,112 @@ use crate::plan::{Plan, PlannedStage};
 pub struct Args {
     #[command(flatten)]
     plan: PlanArgs,
-    /// A stage or a part of it: `weights`, `weights/blk.0.attn_q.weight` [default: all that would
-    /// run]
+    /// A stage or a part, for example `weights` or `weights/blk.0.attn_q.weight` [default: all
+    /// parts that would run]
     part: Option<String>,
 }
 
-/// Explains a part, the parts of a stage, or all that would run.
+/// Explains one part, all parts of a stage, or all parts that would run.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let session = Session::open(&args.plan, &[], common, stages)?;
     let built = session.dry_run()?;
     let parts: Vec<&BuiltPart> = match &args.part {
-        None => built
-            .parts
-            .iter()
-            .filter(|part| why(part).is_some())
-            .collect(),
+        None => {
+            let parts = built.parts.iter();
+            parts
+                .filter(|part| reasons_to_run(part).is_some())
+                .collect()
+        }
         Some(name) => {
             let stage = stage_of(&session.plan, name)?;
-            let waits = waits_for(stage, &built);
-            if !waits.is_empty() {
-                let answer = match common.json {
-                    true => json!({"stage": stage.id, "does": "wait", "for": waits}).to_string(),
-                    false => format!(
-                        "{}: not known before {} is built",
-                        stage.id,
-                        waits.join(", ")
-                    ),
-                };
-                common.print(&format!("{answer}\n"));
+            let missing = missing_dependencies(stage, &built);
+            if !missing.is_empty() {
+                common.print(&if common.json {
+                    let line = json!({"stage": stage.id, "does": "wait", "for": missing});
+                    format!("{line}\n")
+                } else {
+                    let missing = missing.join(", ");
+                    format!("{}: not known before {missing} is built\n", stage.id)
+                });
                 return Ok(Exit::Done);
             }
-            named(stage, name, &built)?
+            find_parts(stage, name, &built)?
         }
     };
-    let answer: String = parts
-        .iter()
-        .map(|part| {
-            if common.json {
-                json_line(part)
-            } else {
-                text(part)
-            }
-        })
-        .collect();
-    common.print(if answer.is_empty() && !common.json {
-        "nothing would run\n"
-    } else {
-        &answer
-    });
+    let mut text = String::new();
+    for part in parts {
+        text += &if common.json {
+            json_line(part)
+        } else {
+            part_text(part)
+        };
+    }
+    if text.is_empty() && !common.json {
+        text = "nothing would run\n".into();
+    }
+    common.print(&text);
     Ok(Exit::Done)
 }
 
-/// The stage that `name` is, or lies in.
+/// The stage of `name`, which is `STAGE` or `STAGE/PART`.
 fn stage_of<'a>(plan: &'a Plan, name: &str) -> Result<&'a PlannedStage, Problem> {
-    let holds = |stage: &&PlannedStage| {
-        name.strip_prefix(&stage.id.0)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    plan.stages.iter().find(holds).ok_or_else(|| {
-        let known: Vec<&str> = plan
-            .stages
-            .iter()
-            .map(|stage| stage.id.0.as_str())
-            .collect();
-        Problem::new(
-            Code::CallUnknownStage,
-            format!("the plan has no stage for `{name}`"),
-        )
-        .help(format!("it has: {}", known.join(", ")))
-    })
+    let mut ids = vec![];
+    for stage in &plan.stages {
+        let id = stage.id.0.as_str();
+        if let Some(rest) = name.strip_prefix(id)
+            && (rest.is_empty() || rest.starts_with('/'))
+        {
+            return Ok(stage);
+        }
+        ids.push(id);
+    }
+    let message = format!("the plan has no stage for `{name}`");
+    let help = format!("it has: {}", ids.join(", "));
+    Err(Problem::new(Code::CallUnknownStage, message).help(help))
 }
 
-fn named<'a>(
+/// The parts of `stage` that `name` refers to: all of them, or one.
+fn find_parts<'a>(
     stage: &PlannedStage,
     name: &str,
     built: &'a Built,
 ) -> Result<Vec<&'a BuiltPart>, Problem> {
-    let of_stage: Vec<&BuiltPart> = built
-        .parts
-        .iter()
-        .filter(|part| part.id.stage == stage.id.0)
-        .collect();
+    let parts = parts_of(stage, built);
     if name == stage.id.0 {
-        return Ok(of_stage);
+        return Ok(parts);
     }
-    let found: Vec<&BuiltPart> = of_stage
-        .iter()
-        .copied()
-        .filter(|part| part.id.to_string() == name)
-        .collect();
+    let mut found = vec![];
+    let mut ids = vec![];
+    for part in parts {
+        let id = part.id.to_string();
+        if id == name {
+            found.push(part);
+        }
+        ids.push(id);
+    }
     if found.is_empty() {
-        let all: Vec<String> = of_stage.iter().map(|part| part.id.to_string()).collect();
-        return Err(
-            Problem::new(Code::CallUnknownPart, format!("there is no part `{name}`"))
-                .help(format!("`{}` has: {}", stage.id, all.join(", "))),
-        );
+        let message = format!("there is no part `{name}`");
+        let help = format!("`{}` has: {}", stage.id, ids.join(", "));
+        return Err(Problem::new(Code::CallUnknownPart, message).help(help));
     }
     Ok(found)
 }
 
-fn text(part: &BuiltPart) -> String {
+// Invariant: writing to a String cannot fail, so the results of `writeln!` are ignored.
+
+fn part_text(part: &BuiltPart) -> String {
     let mut out = String::new();
-    // Invariant: writing to a String cannot fail.
-    let _ = match why(part) {
-        None => writeln!(out, "{}: hit", part.id),
-        Some(why) => {
-            let _ = writeln!(out, "{}: would run", part.id);
-            why.iter().try_for_each(|why| writeln!(out, "  {why}"))
+    match reasons_to_run(part) {
+        None => {
+            let _ = writeln!(out, "{}: hit", part.id);
         }
-    };
+        Some(reasons) => {
+            let _ = writeln!(out, "{}: would run", part.id);
+            for reason in reasons {
+                let _ = writeln!(out, "  {reason}");
+            }
+        }
+    }
     let action = &part.task.action;
     let _ = writeln!(out, "  key    {}", part.task.key);
     let _ = writeln!(out, "  stage  {} version {}", action.stage, action.version);
@@ -145,9 +142,12 @@ fn text(part: &BuiltPart) -> String {
 }
 
 fn json_line(part: &BuiltPart) -> String {
-    let does = if why(part).is_some() { "run" } else { "hit" };
+    let reasons = reasons_to_run(part);
     let line = json!({
-        "part": part.id.to_string(), "does": does, "why": why(part).unwrap_or_default(), "key": part.task.key,
+        "part": part.id.to_string(),
+        "does": if reasons.is_some() { "run" } else { "hit" },
+        "why": reasons.unwrap_or_default(),
+        "key": part.task.key,
         "action": *part.task.action,
     });
     format!("{line}\n")

@@ -1,48 +1,47 @@
-//! Problems as GitHub Actions shows them: at the line of the plan, and on the summary page of the
-//! run. <https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands>
+//! Problems as annotations of GitHub Actions, which shows them at the line of the plan and on the
+//! summary page of the run. <https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands>
 
 use crate::base::{Problem, shown};
 use crate::plan::SourceMap;
 
-/// The workflow command that makes an annotation of a problem; `source` is name and text of the
-/// plan it points into.
+/// The workflow command for the annotation of a problem, at the place of its first label in
+/// `source`.
 pub(super) fn annotation(problem: &Problem, source: Option<&SourceMap>) -> String {
     let mut properties = vec![];
-    let label = problem
-        .labels
-        .first()
-        .and_then(|(span, _)| source?.place(span));
-    if let Some((file, span)) = label {
-        let (line, column) = place(&file.text, span.start);
+    if let Some((span, _)) = problem.labels.first()
+        && let Some(map) = source
+        && let Some((file, range)) = map.place(span)
+    {
+        let (line, column) = line_and_column(&file.text, range.start);
         properties.extend([
-            format!("file={}", property(&file.name)),
+            format!("file={}", escape_property(&file.name)),
             format!("line={line}"),
             format!("col={column}"),
         ]);
     }
-    properties.push(format!("title={}", property(problem.code.as_str())));
+    properties.push(format!("title={}", escape_property(problem.code.as_str())));
     format!(
         "::error {}::{}",
         properties.join(","),
-        data(&problem.text())
+        escape_data(&problem.text())
     )
 }
 
-/// Line and column of a byte, both from 1.
-fn place(text: &str, byte: usize) -> (usize, usize) {
+/// The line and column of a byte, both counted from 1.
+fn line_and_column(text: &str, byte: usize) -> (usize, usize) {
     let before = String::from_utf8_lossy(&text.as_bytes()[..byte.min(text.len())]);
     let line = before.rsplit('\n').next().unwrap_or_default();
     (before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
-/// A command is one line; GitHub undoes these two.
-fn data(text: &str) -> String {
+/// Escapes the message of a command, which is one line. GitHub reverses these escapes.
+fn escape_data(text: &str) -> String {
     shown(text).replace('%', "%25").replace('\n', "%0A")
 }
 
-/// In a property, what separates properties is escaped too.
-fn property(text: &str) -> String {
-    data(text).replace(':', "%3A").replace(',', "%2C")
+/// Escapes a property, including the characters that separate properties.
+fn escape_property(text: &str) -> String {
+    escape_data(text).replace(':', "%3A").replace(',', "%2C")
 }
 
 #[cfg(test)]
@@ -52,19 +51,20 @@ mod tests {
     use crate::plan::Source;
 
     fn check(problem: Problem, plan: Option<(&str, &str)>, expect: &str) {
-        let source = plan.map(|(name, text)| {
+        let mut map = None;
+        if let Some((name, text)) = plan {
             let source = Source {
                 name: name.into(),
                 text: text.into(),
                 folder: "/".into(),
             };
-            SourceMap::gather(source, &mut |_| Ok(String::new()))
-        });
-        assert_eq!(annotation(&problem, source.as_ref()), expect);
+            map = Some(SourceMap::gather(source, &mut |_| Ok(String::new())));
+        }
+        assert_eq!(annotation(&problem, map.as_ref()), expect);
     }
 
     #[test]
-    fn problems_are_annotations_at_their_place() {
+    fn annotations_have_the_place_of_the_problem() {
         let unknown = || Problem::new(Code::PlanUnknownStage, "no stage `modle`");
         check(
             unknown().at(14..19, "here").help("did you mean `model`?"),
@@ -73,7 +73,7 @@ mod tests {
              3Aunknown_stage::no stage `modle`%0Ahelp: did you mean `model`?",
         );
         let title = "title=kiln%3A%3Aplan%3A%3Aunknown_stage";
-        // A label may stand at the end of the text.
+        // A label may be at the end of the text.
         check(
             unknown().at(2..2, ""),
             Some(("p", "a\n")),
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_stays_one_line_and_text() {
+    fn a_message_is_one_escaped_line() {
         let problem =
             Problem::new(Code::of("a:b,c%"), "100 % of it,\r\nall: gone").within("failed to try");
         check(

@@ -1,4 +1,4 @@
-//! `kiln inspect`: describes a file, whatever it is called: its first bytes tell what it is.
+//! `kiln inspect`: describes a file. The format is recognized by the first bytes, not by the name.
 
 mod device;
 mod gguf;
@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub(super) use gguf::{open_all, with_headers};
+pub(super) use gguf::{open_model_files, with_headers};
 
 use super::session::PROGRAM;
 use super::{Common, Exit, Failed};
@@ -21,33 +21,37 @@ use crate::stages::fetch::what_else;
 /// What to inspect.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The file
+    /// The file to describe
     file: PathBuf,
-    /// List the tensors too
+    /// Also list the tensors
     #[arg(long)]
     tensors: bool,
-    /// Folder with libQnnSystem.so, which reads context binaries and DLCs [default: the one that a
-    /// build fetched]
+    /// Folder of libQnnSystem.so, which reads context binaries and DLCs [default: the one that a
+    /// build fetched into the cache]
     #[arg(long, value_name = "DIR", env = "KILN_QNN")]
     qnn: Option<PathBuf>,
 }
 
-/// Runs the subcommand.
+/// Prints the description.
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
-    if std::env::var_os(HERE).is_none() && is_for_the_vendor(&args.file) {
-        return Ok(in_a_child(&args.file)?);
+    if std::env::var_os(IS_CHILD).is_none() && needs_vendor_library(&args.file) {
+        return Ok(run_in_child(&args.file)?);
     }
-    let text = describe(args, common)
-        .map_err(|p| p.within(format!("failed to inspect {}", args.file.display())))?;
-    common.print(&text);
+    match describe(args, common) {
+        Ok(text) => common.print(&text),
+        Err(problem) => {
+            let message = format!("failed to inspect {}", args.file.display());
+            return Err(problem.within(message).into());
+        }
+    }
     Ok(Exit::Done)
 }
 
-/// As much of a file tells its format.
-pub(in crate::cli) const START_BYTES: u64 = 16;
+/// Bytes at the beginning of a file that are enough to recognize its format.
+pub(in crate::cli) const MAGIC_BYTES: u64 = 16;
 
-/// The problem of a file that begins with `start`, told as what it is if that is known.
-pub(in crate::cli) fn unknown(path: &Path, start: &[u8]) -> Problem {
+/// The problem of a file of another format, which begins with `start`.
+pub(in crate::cli) fn unsupported_format(path: &Path, start: &[u8]) -> Problem {
     if let Some((what, help)) = what_else(&path.to_string_lossy(), path) {
         return Problem::new(Code::CallFormat, format!("it is {what}")).help(help);
     }
@@ -59,40 +63,40 @@ pub(in crate::cli) fn unknown(path: &Path, start: &[u8]) -> Problem {
         .help("kiln describes GGUF, ONNX, DLC, context binary and quantization report files")
 }
 
-/// Set for a child that is to describe the file itself.
-const HERE: &str = "KILN_INSPECT_HERE";
+/// Environment variable of the child process that reads the file.
+const IS_CHILD: &str = "KILN_INSPECT_HERE";
 
-/// Whether Qualcomm's library describes the file, which was not made for files of enemies.
-fn is_for_the_vendor(path: &Path) -> bool {
-    head(path, START_BYTES)
-        .is_ok_and(|start| device::is_context_binary(&start) || device::is_dlc(&start))
-}
-
-/// Has a child do the same call, so that a crash of the library is a problem and no crash of ours.
-fn in_a_child(path: &Path) -> Result<Exit> {
-    let failed = || "start `kiln inspect` in a process of its own".into();
-    let mut child = Command::new(PROGRAM);
-    let status = child
-        .arg0("kiln")
-        .args(std::env::args_os().skip(1))
-        .env(HERE, "1")
-        .status();
-    let status = status.context(Code::InspectChild, failed)?;
-    match status.code() {
-        Some(code) => Ok(Exit::from_code(code)),
-        None => {
-            let message = format!(
-                "Qualcomm's library crashed on {} ({status})",
-                path.display()
-            );
-            let help = "the file is damaged, hostile, or of another version than the library: \
-                        make it anew";
-            Err(Problem::new(Code::InspectCrashed, message).help(help))
-        }
+/// Whether Qualcomm's library reads the file. It may crash on damaged files.
+fn needs_vendor_library(path: &Path) -> bool {
+    match head(path, MAGIC_BYTES) {
+        Ok(start) => device::is_context_binary(&start) || device::is_dlc(&start),
+        Err(_) => false,
     }
 }
 
-/// What there is to say about the file: lines for people, or one of JSON.
+/// Runs the same command in a child process, so that a crash of the library becomes a problem.
+fn run_in_child(path: &Path) -> Result<Exit> {
+    let status = Command::new(PROGRAM)
+        .arg0("kiln")
+        .args(std::env::args_os().skip(1))
+        .env(IS_CHILD, "1")
+        .status()
+        .context(Code::InspectChild, || {
+            "start `kiln inspect` in a child process".into()
+        })?;
+    if let Some(code) = status.code() {
+        return Ok(Exit::from_code(code));
+    }
+    let message = format!(
+        "Qualcomm's library crashed on {} ({status})",
+        path.display()
+    );
+    let help = "the file is damaged, malicious, or of another version than the library: build it \
+                again";
+    Err(Problem::new(Code::InspectCrashed, message).help(help))
+}
+
+/// The description of the file: lines of text, or one line of JSON.
 fn describe(args: &Args, common: &Common) -> Result<String> {
     let json = common.json;
     let libraries = device::Libraries {
@@ -100,22 +104,23 @@ fn describe(args: &Args, common: &Common) -> Result<String> {
         cache: &common.cache,
     };
     let file = open_file(&args.file).context(Code::CallUnreadable, || "open it".into())?;
-    let magic = head(&args.file, START_BYTES).context(Code::CallUnreadable, || "read it".into())?;
+    let magic = head(&args.file, MAGIC_BYTES).context(Code::CallUnreadable, || "read it".into())?;
     let text = match magic.as_slice() {
         start if start.starts_with(&GGUF) => return gguf::describe(&args.file, args.tensors, json),
         start if start.starts_with(QuantReport::MAGIC) => {
             return quant_report::describe(&file, args.tensors, json);
         }
-        start if onnx::is_onnx(start) => onnx::describe(&file, json),
+        start if onnx::is_onnx(start) => onnx::describe(&file, json)?,
         start if device::is_context_binary(start) => {
-            device::describe_binary(&args.file, &libraries, json)
+            device::describe_binary(&args.file, &libraries, json)?
         }
-        start if device::is_dlc(start) => device::describe_dlc(&args.file, &file, &libraries, json),
-        start => return Err(unknown(&args.file, start)),
-    }?;
-    Ok(if json {
-        text
-    } else {
-        text + &quant_report::beside(&args.file, args.tensors)
-    })
+        start if device::is_dlc(start) => {
+            device::describe_dlc(&args.file, &file, &libraries, json)?
+        }
+        start => return Err(unsupported_format(&args.file, start)),
+    };
+    if json {
+        return Ok(text);
+    }
+    Ok(text + &quant_report::text_beside(&args.file, args.tensors))
 }

@@ -1,36 +1,41 @@
-//! `kiln man`: manual pages, made of what `--help` says.
+//! `kiln man`: manual pages, with the text of `--help`.
 
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use clap_mangen::{Man, generate_to};
 
-use super::places::Places;
-use super::{Call, Common, Exit, Failed};
+use super::output_paths::OutputPaths;
+use super::{Cli, Common, Exit, Failed};
 use crate::base::{Code, Context, Result};
 
-/// Where to.
+/// Where to write them.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Write kiln.1 and a page for every subcommand to DIR, instead of kiln.1 to standard output
+    /// Write kiln.1 and a page for each subcommand to DIR, instead of printing kiln.1
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
 }
 
-/// Writes the pages, or prints the first.
+/// Writes all pages, or prints the main page.
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
-    let pages = Call::shown().disable_help_subcommand(true);
+    let pages = Cli::public_command().disable_help_subcommand(true);
     if let Some(folder) = &args.folder {
-        Places::new(&common.cache, []).refuse_in_cache("the manual", folder)?;
-        let written = fs::create_dir_all(folder).and_then(|()| generate_to(pages, folder));
-        written.context(Code::CallWrite, || {
+        OutputPaths::new(&common.cache, []).check_outside_cache("the manual", folder)?;
+        write_pages(pages, folder).context(Code::CallWrite, || {
             format!("write manual pages to {}", folder.display())
         })?;
     } else {
         let mut page = vec![];
-        let rendered = Man::new(pages).render(&mut page);
-        rendered.context(Code::CallWrite, || "write the manual page".into())?;
-        common.print_as_it_is(&String::from_utf8_lossy(&page));
+        Man::new(pages)
+            .render(&mut page)
+            .context(Code::CallWrite, || "write the manual page".into())?;
+        common.print_raw(&String::from_utf8_lossy(&page));
     }
     Ok(Exit::Done)
+}
+
+fn write_pages(pages: clap::Command, folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    generate_to(pages, folder)
 }

@@ -1,9 +1,10 @@
-//! Floor 6: puts everything together; one file a subcommand.
+//! The command line: one file per subcommand, and what the subcommands share.
 
 mod artifacts;
 mod build;
 mod cache;
 mod check;
+mod columns;
 mod common;
 mod completions;
 mod doctor;
@@ -15,7 +16,7 @@ mod inspect;
 mod machine;
 mod man;
 mod output;
-mod places;
+mod output_paths;
 mod plan;
 mod records;
 mod replay;
@@ -36,94 +37,89 @@ pub use exit::Exit;
 use crate::action::Registry;
 use crate::base::{shown, shown_line};
 
-/// Fires GGUF language models into Qualcomm NPU context binaries, by a declarative plan.
+/// Build Qualcomm NPU context binaries from GGUF language models, as a plan describes.
 #[derive(Parser)]
 #[command(name = "kiln", version, after_help = format!("{FIRST_STEPS}\n\n{}", exit::HELP))]
-pub struct Call {
+pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// What every subcommand understands.
+    /// Options of every subcommand.
     #[command(flatten)]
     pub common: Common,
 }
 
 const FIRST_STEPS: &str = "\
 First steps:
-  kiln doctor                      what this machine lacks
-  kiln init hf:OWNER/REPO/FILE     a plan for that model
-  kiln build plans/NAME.toml       what the plan asks for, in out/NAME/";
+  kiln doctor                      check this machine
+  kiln init hf:OWNER/REPO/FILE     write a plan for a model
+  kiln build plans/NAME.toml       build it and write the artifacts to out/NAME/";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Write a plan to start from, for one model
+    /// Write a starter plan for a model
     Init(init::Args),
-    /// Build what a plan asks for
+    /// Build a plan and write its artifacts
     Build(build::Args),
-    /// Say everything that is wrong with a plan
+    /// Check a plan and report all its problems
     Check(check::Args),
-    /// Say what a build would run or skip, and why; run nothing
+    /// Show what a build would run, and why; runs nothing
     Plan(plan::Args),
-    /// Say why a part would run again, with old and new value
+    /// Show why a part would run, with old and new values, and its inputs
     Explain(explain::Args),
-    /// Show a recorded build again, or make reports of it
+    /// Show a logged build again, or write reports of it
     Replay(replay::Args),
-    /// Draw the stages of a plan
+    /// Print the stages of a plan as text or as a graph
     Show(show::Args),
-    /// Print the JSON Schema of a plan, for editors, or its parameters as tables
+    /// Print the JSON Schema of plans, for editors, or parameter tables in Markdown
     Schema(schema::Args),
-    /// Describe a GGUF, ONNX, DLC or context binary
+    /// Describe a GGUF, ONNX, DLC, context binary or quantization report
     Inspect(inspect::Args),
-    /// Say what this machine has and lacks, and the command that mends it
+    /// Check this machine, and show how to fix what is missing
     Doctor(doctor::Args),
-    /// Check that the files of a build are those of the lock beside the plan; exit code 3 if not
+    /// Compare the artifacts of a build with its lock file; exit code 3 if they differ
     Verify(records::VerifyArgs),
-    /// Look into the local cache
+    /// Show, check, clean up, export and import the local cache
     Cache(cache::Args),
-    /// Print a script that completes calls of kiln: source <(kiln completions bash)
+    /// Print a shell completion script, to be used as: source <(kiln completions bash)
     Completions(completions::Args),
-    /// Print the manual page, or write one for every subcommand
+    /// Print the manual page, or write one page for each subcommand
     Man(man::Args),
-    /// Run one action: what child processes do
+    /// Run one action in this process; kiln starts such child processes itself
     #[command(hide = true)]
     Work(work::Args),
 }
 
-impl Call {
-    /// Reads this program's call. Help and mistakes end the program, in the colours that the call
-    /// asks for.
-    pub fn read() -> Call {
-        let words = std::env::args_os;
-        let usage = || Call::command().color(common::color_of(words()));
-        let matches = usage()
-            .try_get_matches_from(words())
-            .unwrap_or_else(|error| {
-                // A mistake quotes the words of the call: it is found again in words that a
-                // terminal may have.
-                let words = words().map(|word| shown_line(&word.to_string_lossy()));
-                match usage().try_get_matches_from(words) {
-                    Err(again) if again.kind() == error.kind() => again.exit(),
-                    _ => {
-                        let _ = write!(stderr(), "{}", shown(&error.to_string()));
-                        std::process::exit(error.exit_code())
-                    }
-                }
-            });
-        Call::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+impl Cli {
+    /// Parses the command line of this process. Prints help or a usage error and exits, if that is
+    /// the outcome; `--color` applies to these texts, too.
+    pub fn read() -> Cli {
+        let usage = Cli::command().color(common::color_of(std::env::args_os()));
+        let matches = match usage.clone().try_get_matches_from(std::env::args_os()) {
+            Ok(matches) => matches,
+            Err(error) => exit_with_usage(usage, &error),
+        };
+        match Cli::from_arg_matches(&matches) {
+            Ok(cli) => cli,
+            Err(error) => error.exit(),
+        }
     }
 
-    /// All that people may call: without the hidden subcommand, which completions would offer.
-    fn shown() -> Usage {
-        let all = Call::command();
-        let shown = all
-            .get_subcommands()
-            .filter(|command| !command.is_hide_set());
-        Common::augment_args(Usage::new("kiln").version(env!("CARGO_PKG_VERSION")))
+    /// The command without hidden subcommands, for completion scripts and manual pages.
+    fn public_command() -> Usage {
+        let all = Cli::command();
+        let mut public = Common::augment_args(Usage::new("kiln"))
+            .version(env!("CARGO_PKG_VERSION"))
             .about(all.get_about().cloned().unwrap_or_default())
-            .after_help(all.get_after_help().cloned().unwrap_or_default())
-            .subcommands(shown.cloned().collect::<Vec<_>>())
+            .after_help(all.get_after_help().cloned().unwrap_or_default());
+        for command in all.get_subcommands() {
+            if !command.is_hide_set() {
+                public = public.subcommand(command.clone());
+            }
+        }
+        public
     }
 
-    /// Does what the call asks, with the stage kinds that there are.
+    /// Runs the subcommand, with the stage kinds of `stages`.
     pub fn run(&self, stages: &Registry) -> Result<Exit, Failed> {
         let common = &self.common;
         match &self.command {
@@ -142,6 +138,22 @@ impl Call {
             Command::Completions(args) => Ok(completions::run(args, common)),
             Command::Man(args) => man::run(args, common),
             Command::Work(args) => work::run(args, common, stages),
+        }
+    }
+}
+
+/// Prints help or a usage error without control characters of the command line, and exits.
+fn exit_with_usage(usage: Usage, error: &clap::Error) -> ! {
+    // The error quotes arguments. Parsing sanitized arguments gives the same error, in colours.
+    let mut arguments = vec![];
+    for argument in std::env::args_os() {
+        arguments.push(shown_line(&argument.to_string_lossy()));
+    }
+    match usage.try_get_matches_from(arguments) {
+        Err(sanitized) if sanitized.kind() == error.kind() => sanitized.exit(),
+        _ => {
+            let _ = write!(stderr(), "{}", shown(&error.to_string()));
+            std::process::exit(error.exit_code())
         }
     }
 }

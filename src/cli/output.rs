@@ -1,9 +1,8 @@
-//! What a build writes out: what is kept of each complete stage, and what failed ones leave.
+//! Writing of artifacts: the kept parts of complete stages, and the partial outputs of failed ones.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::records::withdraw;
+use super::records::remove_records;
 use super::session::Session;
 use crate::action::{Content, Manifest, Part, PartName};
 use crate::base::{CanonJson, Result};
@@ -12,113 +11,104 @@ use crate::events::Failure;
 use crate::plan::{Keep, Plan, PlannedStage};
 use crate::store::{BlobStore, Links, Space, publish};
 
-/// The manifests of the stages that are kept, cut down to the parts that are.
-pub(super) fn kept(plan: &Plan, built: &Built) -> Result<Vec<(String, Manifest)>> {
-    let mut all = vec![];
+/// The kept parts of all complete stages, with the names of the stages.
+pub(super) fn kept_manifests(plan: &Plan, built: &Built) -> Result<Vec<(String, Manifest)>> {
+    let mut manifests = vec![];
     for stage in &plan.stages {
-        let Some(completed) = built.completed.get(&stage.id) else {
-            continue;
-        };
-        all.extend(kept_of(stage, completed)?.map(|kept| (stage.id.to_string(), kept)));
+        if let Some(completed) = built.completed.get(&stage.id)
+            && let Some(manifest) = kept_manifest(stage, completed)?
+        {
+            manifests.push((stage.id.to_string(), manifest));
+        }
     }
-    Ok(all)
+    Ok(manifests)
 }
 
-/// What is kept of `stage`, if anything is.
-pub(super) fn kept_of(
+/// The kept parts of `stage`; `None` if there are none.
+pub(super) fn kept_manifest(
     stage: &PlannedStage,
     completed: &CompletedStage,
 ) -> Result<Option<Manifest>> {
     if stage.keep == Keep::Nothing {
         return Ok(None);
     }
-    let kept = completed
-        .details()?
-        .manifest
-        .parts
-        .iter()
-        .filter(|(name, _)| stage.keep.takes(name.as_str()));
-    let parts: BTreeMap<_, _> = kept
-        .map(|(name, part)| (name.clone(), part.clone()))
-        .collect();
-    Ok((!parts.is_empty()).then_some(Manifest { parts }))
+    let mut kept = Manifest::default();
+    for (name, part) in &completed.details()?.manifest.parts {
+        if stage.keep.takes(name.as_str()) {
+            kept.parts.insert(name.clone(), part.clone());
+        }
+    }
+    if kept.parts.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(kept))
 }
 
-/// Writes out what is `kept`. Yields what had to be written, or `None` if nothing had to.
-pub(super) fn write_out(
+/// Writes the artifacts of all stages in `kept`. Returns the space of what was written; `None` if
+/// everything was up to date.
+pub(super) fn write_artifacts(
     blobs: &dyn BlobStore,
     kept: &[(String, Manifest)],
     out: &Path,
     links: Links,
 ) -> Result<Option<Space>> {
-    let mut wrote = None;
+    let mut written = None;
     for (stage, manifest) in kept {
-        add(&mut wrote, write_stage(blobs, stage, manifest, out, links)?);
+        add_space(
+            &mut written,
+            write_stage(blobs, stage, manifest, out, links)?,
+        );
     }
-    Ok(wrote)
+    Ok(written)
 }
 
-/// Writes out what failed stages leave, and says in their problems where.
-pub(super) fn write_remaining(
+/// Writes the files that failed stages left for the reader, and adds their path to the help of the
+/// problems.
+pub(super) fn write_partial_outputs(
     session: &Session,
     failures: &mut [Failure],
     out: &Path,
     links: Links,
 ) -> Result<()> {
-    for Failure { part, problem, .. } in failures
-        .iter_mut()
-        .filter(|failure| !failure.problem.left.is_empty())
-    {
-        let planned = session
-            .plan
-            .stages
-            .iter()
-            .find(|planned| planned.id.0 == part.stage);
-        let Some(planned) = planned.filter(|planned| planned.keep != Keep::Nothing) else {
+    for Failure { part, problem, .. } in failures {
+        let Some(stage) = session.stage(&part.stage) else {
             continue;
         };
+        if stage.keep == Keep::Nothing {
+            continue;
+        }
         let mut manifest = Manifest::default();
-        for (name, digest) in problem
-            .left
-            .iter()
-            .filter(|(name, _)| planned.keep.takes(name))
-        {
+        let mut names = vec![];
+        for (name, digest) in problem.left.iter() {
+            if !stage.keep.takes(name) {
+                continue;
+            }
             let content = Content {
                 digest: *digest,
                 window: None,
             };
-            manifest.parts.insert(
-                PartName::new(name)?,
-                Part {
-                    content,
-                    facts: CanonJson::default(),
-                },
-            );
+            let facts = CanonJson::default();
+            manifest
+                .parts
+                .insert(PartName::new(name)?, Part { content, facts });
+            names.push(name.as_str());
         }
-        if manifest.parts.is_empty() {
+        if names.is_empty() {
             continue;
         }
-        write_stage(&session.store, &planned.id.0, &manifest, out, links)?;
-        let names = manifest
-            .parts
-            .keys()
-            .map(PartName::as_str)
-            .collect::<Vec<_>>()
-            .join(", ");
-        let help = problem
-            .help
-            .take()
-            .map_or(String::new(), |help| format!("{help}; "));
-        problem.help = Some(format!(
-            "{help}see {names} in {}",
-            out.join(&planned.id.0).display()
-        ));
+        write_stage(&session.store, &stage.id.0, &manifest, out, links)?;
+        let folder = out.join(&stage.id.0);
+        let see = format!("see {} in {}", names.join(", "), folder.display());
+        problem.help = match problem.help.take() {
+            Some(help) => Some(format!("{help}; {see}")),
+            None => Some(see),
+        };
     }
     Ok(())
 }
 
-/// Makes `out/STAGE` hold just `kept`, which is something. Records that told of something else are
-/// taken away.
+/// Makes `kept` the content of the folder `out/STAGE`. If that changes something, the records in
+/// `out` are no longer true and are removed.
 pub(super) fn write_stage(
     blobs: &dyn BlobStore,
     stage: &str,
@@ -126,15 +116,15 @@ pub(super) fn write_stage(
     out: &Path,
     links: Links,
 ) -> Result<Option<Space>> {
-    let wrote = publish(blobs, kept, &out.join(stage), links)?;
-    if wrote.is_some() {
-        withdraw(out)?;
+    let written = publish(blobs, kept, &out.join(stage), links)?;
+    if written.is_some() {
+        remove_records(out)?;
     }
-    Ok(wrote)
+    Ok(written)
 }
 
-/// Adds what was written, if anything was.
-pub(super) fn add(sum: &mut Option<Space>, more: Option<Space>) {
+/// Adds the space of another write to `sum`, where `None` means that nothing was written.
+pub(super) fn add_space(sum: &mut Option<Space>, more: Option<Space>) {
     if let Some(more) = more {
         *sum.get_or_insert_with(Space::default) += more;
     }

@@ -1,4 +1,4 @@
-//! `kiln plan`: says what a build would run or skip, and why.
+//! `kiln plan`: shows what a build would run, and why.
 
 use std::fmt::Write;
 
@@ -12,164 +12,163 @@ use crate::engine::{Built, BuiltPart, JobState};
 use crate::events::{Why, in_short};
 use crate::plan::{Plan, PlannedStage};
 
-/// How many parts that run for the same reasons are named; `kiln explain` says all.
-const NAMED: usize = 3;
+/// Limit of the names that are printed of parts with the same reasons.
+const MAX_NAMES: usize = 3;
 
-/// How many reasons, or sets of them, a stage is shown with.
-const GROUPS: usize = 8;
+/// Limit of the sets of reasons that are printed of one stage.
+const MAX_GROUPS: usize = 8;
 
 /// What to plan.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     plan: PlanArgs,
-    /// Only these stages and what they need [default: all]
+    /// Only these stages and their dependencies [default: all that are not optional]
     #[arg(value_name = "STAGE")]
     stages: Vec<String>,
 }
 
-/// Looks into the cache and runs nothing.
+/// Prints what a build would run.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let session = Session::open(&args.plan, &args.stages, common, stages)?;
     let built = session.dry_run()?;
     common.print(&if common.json {
         json_lines(&session.plan, &built)
     } else {
-        text(&session.plan, &built)
+        plan_text(&session.plan, &built)
     });
     Ok(Exit::Done)
 }
 
-/// Why a part would run; `None` if the cache has it.
-pub(super) fn why(part: &BuiltPart) -> Option<&[Why]> {
+/// Why a part would run; `None` if its result is in the cache.
+pub(super) fn reasons_to_run(part: &BuiltPart) -> Option<&[Why]> {
     match &part.state {
         JobState::Ready { why } => Some(why),
         _ => None,
     }
 }
 
-/// The stages whose artifacts a build would have to make first, before anybody can tell what
-/// `stage` would do.
-pub(super) fn waits_for<'a>(stage: &'a PlannedStage, built: &Built) -> Vec<&'a str> {
-    let mut producers: Vec<&str> = stage
-        .dependencies()
-        .filter(|producer| !built.completed.contains_key(producer))
-        .map(|producer| producer.0.as_str())
-        .collect();
-    producers.sort();
-    producers.dedup();
-    producers
+/// The incomplete dependencies of `stage`: its parts are unknown before these are built.
+pub(super) fn missing_dependencies<'a>(stage: &'a PlannedStage, built: &Built) -> Vec<&'a str> {
+    let mut missing = vec![];
+    for dependency in stage.dependencies() {
+        if !built.completed.contains_key(dependency) {
+            missing.push(dependency.0.as_str());
+        }
+    }
+    missing.sort();
+    missing.dedup();
+    missing
 }
 
-fn parts<'a>(stage: &PlannedStage, built: &'a Built) -> Vec<&'a BuiltPart> {
-    built
-        .parts
-        .iter()
-        .filter(|part| part.id.stage == stage.id.0)
-        .collect()
+/// The parts of `stage`.
+pub(super) fn parts_of<'a>(stage: &PlannedStage, built: &'a Built) -> Vec<&'a BuiltPart> {
+    let parts = built.parts.iter();
+    parts.filter(|part| part.id.stage == stage.id.0).collect()
 }
 
-fn text(plan: &Plan, built: &Built) -> String {
-    let width = plan
-        .stages
-        .iter()
-        .map(|stage| stage.id.0.len())
-        .max()
-        .unwrap_or(0);
-    let mut out = String::new();
-    let (mut to_run, mut there, mut waiting) = (0, 0, 0);
+// Invariant: writing to a String cannot fail, so the results of `writeln!` are ignored.
+
+fn plan_text(plan: &Plan, built: &Built) -> String {
+    let mut width = 0;
     for stage in &plan.stages {
-        let parts = parts(stage, built);
-        let running = parts.iter().filter(|part| why(part).is_some()).count();
-        let waits = waits_for(stage, built);
+        width = width.max(stage.id.0.len());
+    }
+    let mut out = String::new();
+    let (mut to_run, mut cached, mut waiting) = (0, 0, 0);
+    for stage in &plan.stages {
+        let parts = parts_of(stage, built);
+        let groups = group_by_reasons(&parts);
+        let mut running = 0;
+        for (_, names) in &groups {
+            running += names.len();
+        }
+        let missing = missing_dependencies(stage, built);
         to_run += running;
-        there += parts.len() - running;
-        waiting += usize::from(!waits.is_empty());
-        let says = match running {
-            _ if !waits.is_empty() => format!("waits for {}", waits.join(", ")),
+        cached += parts.len() - running;
+        waiting += usize::from(!missing.is_empty());
+        let state = match running {
+            _ if !missing.is_empty() => format!("waits for {}", missing.join(", ")),
             0 => "in the cache".into(),
             _ => format!("{running} of {} would run", parts.len()),
         };
-        // Invariant: writing to a String cannot fail.
-        let _ = writeln!(out, "{:width$}  {says}", stage.id.0);
-        let groups = by_reasons(&parts);
-        for (reasons, names) in groups.iter().take(GROUPS) {
-            let more = names.len().saturating_sub(NAMED);
-            let shown = names
-                .iter()
-                .take(NAMED)
-                .copied()
-                .collect::<Vec<_>>()
-                .join(", ");
-            let more = if more > 0 {
-                format!(" and {more} more")
+        let _ = writeln!(out, "{:width$}  {state}", stage.id.0);
+        let mut not_shown = 0;
+        for (index, (reasons, names)) in groups.iter().enumerate() {
+            if index < MAX_GROUPS {
+                let line = group_line(reasons, names);
+                let _ = writeln!(out, "{:width$}    {line}", "");
             } else {
-                String::new()
-            };
-            let colon = if shown.is_empty() { "" } else { ": " };
-            let _ = writeln!(
-                out,
-                "{:width$}    {shown}{more}{colon}{}",
-                "",
-                in_short(reasons)
-            );
+                not_shown += names.len();
+            }
         }
-        let others: usize = groups
-            .iter()
-            .skip(GROUPS)
-            .map(|(_, names)| names.len())
-            .sum();
-        if others > 0 {
-            let others = count(others, "part");
+        if not_shown > 0 {
+            let parts = count(not_shown, "more part");
             let _ = writeln!(
                 out,
-                "{:width$}    {others} more, for reasons of their own: `kiln explain` says all",
+                "{:width$}    {parts} for other reasons: see `kiln explain`",
                 ""
             );
         }
     }
     let waiting = match waiting {
         0 => String::new(),
-        1 => "; 1 stage waits: what it would do is not known before".into(),
-        many => format!("; {many} stages wait: what they would do is not known before"),
+        1 => "; 1 stage waits: its parts are not known yet".into(),
+        many => format!("; {many} stages wait: their parts are not known yet"),
     };
+    let to_run = count(to_run, "part");
     let _ = writeln!(
         out,
-        "{} would run, {there} are in the cache{waiting}",
-        count(to_run, "part")
+        "{to_run} would run, {cached} are in the cache{waiting}"
     );
     out
 }
 
-/// The parts that would run, by all their reasons, in the order of their first parts.
-fn by_reasons<'a>(parts: &[&'a BuiltPart]) -> Vec<(&'a [Why], Vec<&'a str>)> {
+/// The first names of a group of parts, and its reasons.
+fn group_line(reasons: &[Why], names: &[&str]) -> String {
+    let shown = &names[..names.len().min(MAX_NAMES)];
+    let mut line = shown.join(", ");
+    // The only part of a stage has no name.
+    let separator = if line.is_empty() { "" } else { ": " };
+    if names.len() > MAX_NAMES {
+        line += &format!(" and {} more", names.len() - MAX_NAMES);
+    }
+    line + separator + &in_short(reasons)
+}
+
+/// The parts that would run, grouped by their reasons, in the order of the first parts.
+fn group_by_reasons<'a>(parts: &[&'a BuiltPart]) -> Vec<(&'a [Why], Vec<&'a str>)> {
     let mut groups: Vec<(&[Why], Vec<&str>)> = vec![];
     for part in parts {
-        let Some(why) = why(part) else { continue };
-        match groups.iter_mut().find(|(known, _)| *known == why) {
+        let Some(reasons) = reasons_to_run(part) else {
+            continue;
+        };
+        match groups.iter_mut().find(|(group, _)| *group == reasons) {
             Some((_, names)) => names.push(&part.id.part),
-            None => groups.push((why, vec![&part.id.part])),
+            None => groups.push((reasons, vec![&part.id.part])),
         }
     }
     groups
 }
 
-/// A line a part, and a line a stage whose parts are not known yet.
+/// One line per part, and one per stage whose parts are not known yet.
 fn json_lines(plan: &Plan, built: &Built) -> String {
     let mut out = String::new();
     for stage in &plan.stages {
-        for part in parts(stage, built) {
-            let does = if why(part).is_some() { "run" } else { "hit" };
-            let line = json!({"part": part.id.to_string(), "does": does, "why": why(part).unwrap_or_default(), "key": part.task.key});
+        for part in parts_of(stage, built) {
+            let reasons = reasons_to_run(part);
+            let line = json!({
+                "part": part.id.to_string(),
+                "does": if reasons.is_some() { "run" } else { "hit" },
+                "why": reasons.unwrap_or_default(),
+                "key": part.task.key,
+            });
             let _ = writeln!(out, "{line}");
         }
-        let waits = waits_for(stage, built);
-        if !waits.is_empty() {
-            let _ = writeln!(
-                out,
-                "{}",
-                json!({"stage": stage.id, "does": "wait", "for": waits})
-            );
+        let missing = missing_dependencies(stage, built);
+        if !missing.is_empty() {
+            let line = json!({"stage": stage.id, "does": "wait", "for": missing});
+            let _ = writeln!(out, "{line}");
         }
     }
     out

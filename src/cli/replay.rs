@@ -1,11 +1,11 @@
-//! `kiln replay`: shows a recorded build again, and makes reports of it.
+//! `kiln replay`: shows a logged build again, and writes reports of it.
 
 use std::io::{BufReader, Write, stderr, stdout};
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::places::Places;
+use super::output_paths::OutputPaths;
 use super::reports::{self, Reports};
 use super::{Common, Exit, Failed};
 use crate::base::{Code, Context, count, duration, open_file};
@@ -14,78 +14,77 @@ use crate::events::{Event, Failures, JsonLines, LogReader, Plain, Summary, Timed
 /// What to show, and how.
 #[derive(clap::Args)]
 pub struct Args {
-    /// What `kiln build --log FILE` wrote, or `--json`
+    /// An event log: written by `kiln build --log FILE`, or printed by `kiln build --json`
     #[arg(value_name = "LOG")]
     log: PathBuf,
-    /// So many times as fast as it was; without, all at once
-    #[arg(long, value_name = "X", value_parser = speed)]
+    /// Replay at X times the original speed [default: without waiting]
+    #[arg(long, value_name = "X", value_parser = parse_speed)]
     speed: Option<f64>,
     #[command(flatten)]
     reports: reports::Args,
 }
 
-fn speed(text: &str) -> Result<f64, String> {
-    let speed = text
-        .parse()
-        .ok()
-        .filter(|speed: &f64| speed.is_finite() && *speed > 0.0);
-    speed.ok_or_else(|| "expected a number above 0".into())
+fn parse_speed(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(speed) if speed.is_finite() && speed > 0.0 => Ok(speed),
+        _ => Err("expected a number above 0".into()),
+    }
 }
 
-/// Shows the build as plain lines, its problems and a summary. A build that failed is no failure
-/// here; a log that cannot be trusted to its end is one, after what comes before it was shown.
+/// Shows the events as lines, then the problems and a summary. The exit code says whether the log
+/// was readable, not whether the build succeeded. If the log is damaged, the events before the
+/// damage are shown.
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let name = args.log.display();
-    let opened =
-        open_file(&args.log).context(Code::LogUnreadable, || format!("read the log {name}"));
-    let file = opened.map_err(|problem| problem.help("`kiln build PLAN --log FILE` writes one"))?;
+    let file = open_file(&args.log)
+        .context(Code::LogUnreadable, || format!("read the log {name}"))
+        .map_err(|problem| problem.help("`kiln build PLAN --log FILE` writes one"))?;
     let mut reports = Reports::open(
         &args.reports,
-        &mut Places::new(&common.cache, [args.log.clone()]),
+        &mut OutputPaths::new(&common.cache, [args.log.clone()]),
     )?;
-    let mut view: Box<dyn TimedListener> = match common.json {
-        true => Box::new(JsonLines::new(stdout())),
-        false => Box::new(Plain::new(stdout())),
+    let mut view: Box<dyn TimedListener> = if common.json {
+        Box::new(JsonLines::new(stdout()))
+    } else {
+        Box::new(Plain::new(stdout()))
     };
-    let mut told = Told::default();
+    let mut outcome = Outcome::default();
     let mut problems = vec![];
-    for logged in LogReader::new(BufReader::new(file)) {
-        match logged {
-            Ok(logged) => {
-                let waited_ms = logged.at_ms - told.last_ms;
-                if let Some(speed) = args.speed {
-                    sleep(
-                        Duration::try_from_secs_f64(waited_ms as f64 / 1000.0 / speed)
-                            .unwrap_or(Duration::MAX),
-                    );
-                }
-                told.on_event_at(logged.at_ms, &logged.event);
-                view.on_event_at(logged.at_ms, &logged.event);
-                reports.on_event_at(logged.at_ms, &logged.event);
+    for entry in LogReader::new(BufReader::new(file)) {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(problem) => {
+                problems.push(problem);
+                continue;
             }
-            Err(problem) => problems.push(problem),
+        };
+        if let Some(speed) = args.speed {
+            let seconds = (entry.at_ms - outcome.last_ms) as f64 / 1000.0 / speed;
+            sleep(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
         }
+        outcome.on_event_at(entry.at_ms, &entry.event);
+        view.on_event_at(entry.at_ms, &entry.event);
+        reports.on_event_at(entry.at_ms, &entry.event);
     }
     problems.extend(reports.write());
     if !common.json {
-        for failure in told.failures.all() {
+        for failure in outcome.failures.all() {
             let _ = writeln!(stderr(), "{}", common.render(&failure.report(), None));
         }
-        common.print(&told.end());
+        common.print(&outcome.text());
     }
-    if problems.is_empty() {
-        Ok(Exit::Done)
-    } else {
-        Err(Failed {
+    if !problems.is_empty() {
+        return Err(Failed {
             problems,
             source: None,
-        })
+        });
     }
+    Ok(Exit::Done)
 }
 
-/// What is said at the end.
+/// The outcome of the logged build.
 #[derive(Default)]
-struct Told {
+struct Outcome {
     summary: Summary,
     failures: Failures,
     last_ms: u64,
@@ -93,7 +92,7 @@ struct Told {
     cancelled: bool,
 }
 
-impl TimedListener for Told {
+impl TimedListener for Outcome {
     fn on_event_at(&mut self, at_ms: u64, event: &Event) {
         self.summary.on_event_at(at_ms, event);
         self.failures.on_event_at(at_ms, event);
@@ -106,26 +105,23 @@ impl TimedListener for Told {
     }
 }
 
-impl Told {
-    /// Nothing where nothing began.
-    fn end(&self) -> String {
+impl Outcome {
+    /// The last line; empty if no build was started.
+    fn text(&self) -> String {
         if self.summary.stages.is_empty() {
             return String::new();
         }
-        let (ran, hits) = (
-            self.summary.total(|stage| stage.ran),
-            self.summary.total(|stage| stage.hits),
-        );
+        let ran = count(self.summary.total(|stage| stage.ran), "part");
+        let hits = self.summary.total(|stage| stage.hits);
         let failed = match self.summary.total(|stage| stage.failed) {
             0 => String::new(),
             failed => format!(", {failed} failed"),
         };
+        let elapsed = duration(Duration::from_millis(self.last_ms));
         let end = if self.cancelled { "; interrupted" } else { "" };
-        let took = duration(Duration::from_millis(self.last_ms));
         format!(
-            "{}: {} ran, {hits} from the cache{failed}, in {took}{end}\n",
-            self.plan,
-            count(ran, "part")
+            "{}: {ran} ran, {hits} from the cache{failed}, in {elapsed}{end}\n",
+            self.plan
         )
     }
 }

@@ -1,80 +1,92 @@
-//! The files that a build, or a log of one, can be made into.
+//! The report files of a build: `--junit` and `--trace`.
 
 use std::path::{Path, PathBuf};
 
-use super::places::Places;
+use super::output_paths::OutputPaths;
 use crate::base::atomic::{check_replaceable, folder_of, write_atomic};
 use crate::base::{Code, Context, Problem, Result};
 use crate::events::{Event, Junit, Report, TimedListener, Trace};
 
-/// Which files.
+/// Which reports to write.
 #[derive(clap::Args, Default)]
 #[group(skip)]
 pub struct Args {
-    /// Write a JUnit report to FILE, for CI systems: a suite a stage, a case a part
+    /// Write a JUnit report to FILE, for CI systems: a suite per stage, a case per part
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Write what ran when to FILE, for ui.perfetto.dev or chrome://tracing
+    /// Write a timeline of all parts to FILE, for ui.perfetto.dev or chrome://tracing
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
 }
 
-/// The reports asked for, and where they go.
+/// The reports to write, and their paths.
 pub(super) struct Reports(Vec<(PathBuf, Box<dyn Report>)>);
 
 impl Reports {
-    /// Reports that have heard nothing yet. Hours may pass before they are written, so that they
-    /// can be is tried now.
-    pub(super) fn open(args: &Args, places: &mut Places) -> Result<Reports> {
-        let junit = args
-            .junit
-            .clone()
-            .map(|path| (path, Box::new(Junit::default()) as Box<dyn Report>));
-        let trace = args
-            .trace
-            .clone()
-            .map(|path| (path, Box::new(Trace::default()) as Box<dyn Report>));
-        let reports: Vec<_> = junit.into_iter().chain(trace).collect();
+    /// Empty reports. Fails now if a report cannot be written later: a build may take hours.
+    pub(super) fn open(args: &Args, paths: &mut OutputPaths) -> Result<Reports> {
+        let mut reports: Vec<(PathBuf, Box<dyn Report>)> = vec![];
+        if let Some(path) = &args.junit {
+            reports.push((path.clone(), Box::new(Junit::default())));
+        }
+        if let Some(path) = &args.trace {
+            reports.push((path.clone(), Box::new(Trace::default())));
+        }
         for (path, _) in &reports {
-            places.take_file("the report", path)?;
-            try_to_write(path)?;
+            paths.reserve_file("the report", path)?;
+            check_writable(path)?;
         }
         Ok(Reports(reports))
     }
 
-    /// Writes each, whole or not at all; yields what could not be written.
+    /// Writes each report atomically. Returns the problems of those that could not be written.
     pub(super) fn write(&self) -> Vec<Problem> {
-        let write = |(path, report): &(PathBuf, Box<dyn Report>)| -> Result<()> {
-            write_atomic(path, &report.file()?).context(Code::ReportWrite, || {
-                format!("write the report {}", path.display())
-            })
-        };
-        self.0
-            .iter()
-            .filter_map(|report| write(report).err())
-            .collect()
+        let mut problems = vec![];
+        for (path, report) in &self.0 {
+            if let Err(problem) = write_report(path, report.as_ref()) {
+                problems.push(problem);
+            }
+        }
+        problems
     }
 }
 
 impl TimedListener for Reports {
     fn on_event_at(&mut self, at_ms: u64, event: &Event) {
-        self.0
-            .iter_mut()
-            .for_each(|(_, report)| report.on_event_at(at_ms, event));
+        for (_, report) in &mut self.0 {
+            report.on_event_at(at_ms, event);
+        }
     }
 }
 
-/// Writes beside `path`, and leaves nothing.
-fn try_to_write(path: &Path) -> Result<()> {
-    let refused = || format!("write the report {}", path.display());
+fn write_report(path: &Path, report: &dyn Report) -> Result<()> {
+    write_atomic(path, &report.file()?).context(Code::ReportWrite, || {
+        format!("write the report {}", path.display())
+    })
+}
+
+/// Fails if no file can be written at `path`. Leaves no file behind.
+fn check_writable(path: &Path) -> Result<()> {
     if path.is_dir() {
-        let message = format!("failed to {}: it is a folder", refused());
+        let message = format!(
+            "failed to write the report {}: it is a folder",
+            path.display()
+        );
         return Err(Problem::new(Code::CallReport, message).help("give the path of a file"));
     }
-    check_replaceable(path)
-        .and_then(|()| std::fs::create_dir_all(folder_of(path)))
-        .and_then(|()| tempfile::tempfile_in(folder_of(path)))
-        .map(drop)
-        .context(Code::CallReport, refused)
-        .map_err(|problem| problem.help("give a path in a folder that can be written to"))
+    match try_to_write(path) {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let message = format!("failed to write the report {}", path.display());
+            let problem = Problem::new(Code::CallReport, message).because(&error);
+            Err(problem.help("give a path in a folder that can be written to"))
+        }
+    }
+}
+
+fn try_to_write(path: &Path) -> std::io::Result<()> {
+    check_replaceable(path)?;
+    std::fs::create_dir_all(folder_of(path))?;
+    tempfile::tempfile_in(folder_of(path))?;
+    Ok(())
 }

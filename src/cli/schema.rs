@@ -1,29 +1,29 @@
-//! `kiln schema`: prints the JSON Schema of a plan, by which an editor completes and checks it; or
-//! the same parameters as tables for people.
+//! `kiln schema`: prints the JSON Schema of plans, for completion and checks in editors, or the same
+//! parameters as Markdown tables.
 
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
 use crate::plan::{self, Tables};
 
-/// In which form.
+/// In which format.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print the inputs and parameters of all stage kinds as Markdown tables instead
+    /// Print the inputs and parameters of all stage kinds as Markdown tables
     #[arg(long)]
     markdown: bool,
 }
 
-/// Prints it.
+/// Prints the schema or the tables.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     if args.markdown {
-        common.print(&markdown(&plan::tables(stages)));
+        common.print(&markdown_text(&plan::tables(stages)));
     } else {
         common.print(&format!("{:#}\n", plan::schema(stages)));
     }
     Ok(Exit::Done)
 }
 
-fn markdown(tables: &[Tables]) -> String {
+fn markdown_text(tables: &[Tables]) -> String {
     let mut text = "# Stage kinds\n".to_string();
     for Tables {
         name,

@@ -1,4 +1,4 @@
-//! What is seen of a build while it runs, and what is kept of it.
+//! The views of a running build: progress on the screen, the event log, and reports.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, stderr, stdout};
@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::fs::{OFlags, fcntl_setfl};
 
-use super::places::Places;
+use super::output_paths::OutputPaths;
 use super::reports::{self, Reports};
 use super::{Common, Failed};
 use crate::base::atomic::folder_of;
@@ -17,75 +17,76 @@ use crate::events::{
     Bars, Event, Failure, Failures, JsonLines, Listener, Plain, Summary, TimedListener,
 };
 
-/// The views besides the one on screen.
+/// Which files to write besides the view on the screen.
 #[derive(clap::Args, Default)]
-pub struct Views {
-    /// Write every event to FILE as it happens, a line of JSON each; `kiln replay` reads it
+pub struct ViewArgs {
+    /// Write all events to FILE as JSON lines while the build runs; `kiln replay` reads them
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
     #[command(flatten)]
     reports: reports::Args,
 }
 
-/// Counts, collects problems, and shows what happens in the way the call asks for. Every view is
-/// told the same time.
+/// Passes each event to all views, with the same time; also counts parts and collects failures.
 pub(super) struct Screen {
-    begun: Option<Instant>,
+    started: Option<Instant>,
     summary: Summary,
     failures: Failures,
-    shown: Shown,
+    progress: Progress,
     log: Option<(PathBuf, JsonLines<File>)>,
     reports: Reports,
 }
 
-/// A build in which nothing happens shows nothing.
-enum Shown {
-    /// Nothing has begun yet; these events wait.
-    Later(Vec<(u64, Event)>),
-    Now(Box<dyn TimedListener>),
+/// The view on the screen. A build that runs nothing shows no progress.
+enum Progress {
+    /// No part has started yet; these events are shown once one does.
+    Deferred(Vec<(u64, Event)>),
+    Live(Box<dyn TimedListener>),
 }
 
 impl Screen {
-    /// Opens what is to be written at `places` of its own, so that what cannot be is known before
-    /// the build.
+    /// Opens all files, so that a path that cannot be written fails before the build starts.
     pub(super) fn open(
-        views: &Views,
-        places: &mut Places,
+        args: &ViewArgs,
+        paths: &mut OutputPaths,
         common: &Common,
     ) -> Result<Self, Failed> {
-        if let Some(path) = &views.log {
-            places.take_file("the log", path)?;
+        if let Some(path) = &args.log {
+            paths.reserve_file("the log", path)?;
         }
-        let reports = Reports::open(&views.reports, places)?;
-        let shown = match common.json {
-            true => Shown::Now(Box::new(JsonLines::new(stdout()))),
-            false => Shown::Later(vec![]),
+        let reports = Reports::open(&args.reports, paths)?;
+        let progress = if common.json {
+            Progress::Live(Box::new(JsonLines::new(stdout())))
+        } else {
+            Progress::Deferred(vec![])
         };
-        let open = |path: &PathBuf| {
-            let create = std::fs::create_dir_all(folder_of(path)).and_then(|()| create(path));
-            let file = create.context(Code::CallLog, || {
+        let mut log = None;
+        if let Some(path) = &args.log {
+            let file = create_log(path).context(Code::CallLog, || {
                 format!("write the log {}", path.display())
             })?;
-            Ok::<_, Problem>((path.clone(), JsonLines::new(file)))
-        };
-        let log = views.log.as_ref().map(open).transpose()?;
+            log = Some((path.clone(), JsonLines::new(file)));
+        }
         Ok(Screen {
-            begun: None,
+            started: None,
             summary: Summary::default(),
             failures: Failures::default(),
-            shown,
+            progress,
             log,
             reports,
         })
     }
 
-    /// Writes the reports. Yields what happened, what failed, and what else went wrong.
+    /// Writes the reports. Returns the counts, the failures of parts, and the problems of the log
+    /// and the reports.
     pub(super) fn close(self) -> (Summary, Vec<Failure>, Vec<Problem>) {
         let mut problems = vec![];
-        if let Some((path, Some(error))) = self.log.map(|(path, lines)| (path, lines.failed())) {
+        if let Some((path, lines)) = self.log
+            && let Some(error) = lines.failed()
+        {
             let message = format!("failed to write the log {}; it is cut", path.display());
-            let help = "what was built is in the cache all the same: a second build writes the \
-                        rest of it out";
+            let help = "finished parts are in the cache: build again to write the remaining \
+                        artifacts";
             problems.push(
                 Problem::new(Code::ReportWrite, message)
                     .because(&error)
@@ -99,32 +100,33 @@ impl Screen {
 
 impl Listener for Screen {
     fn on_event(&mut self, event: &Event) {
-        let begun = *self.begun.get_or_insert_with(Instant::now);
-        let at_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+        let started = *self.started.get_or_insert_with(Instant::now);
+        let at_ms = started.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
         self.summary.on_event(event);
         self.failures.on_event(event);
         if let Some((_, log)) = &mut self.log {
             log.on_event_at(at_ms, event);
         }
         self.reports.on_event_at(at_ms, event);
-        match &mut self.shown {
-            Shown::Now(view) => view.on_event_at(at_ms, event),
-            Shown::Later(logged) => {
-                logged.push((at_ms, event.clone()));
+        match &mut self.progress {
+            Progress::Live(view) => view.on_event_at(at_ms, event),
+            Progress::Deferred(events) => {
+                events.push((at_ms, event.clone()));
                 if matches!(event, Event::Started { .. } | Event::Failed { .. }) {
-                    let mut view = live(begun);
-                    logged
-                        .iter()
-                        .for_each(|(at_ms, event)| view.on_event_at(*at_ms, event));
-                    self.shown = Shown::Now(view);
+                    let mut view = live_view(started);
+                    for (at_ms, event) in events {
+                        view.on_event_at(*at_ms, event);
+                    }
+                    self.progress = Progress::Live(view);
                 }
             }
         }
     }
 }
 
-/// Opens a file, a device or a pipe to write to. A pipe that nobody reads is refused at once.
-fn create(path: &Path) -> io::Result<File> {
+/// Opens a file, a device or a pipe for writing. A pipe without a reader is an error.
+fn create_log(path: &Path) -> io::Result<File> {
+    std::fs::create_dir_all(folder_of(path))?;
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new()
         .write(true)
@@ -136,11 +138,12 @@ fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Bars where they can be drawn, lines elsewhere.
-fn live(begun: Instant) -> Box<dyn TimedListener> {
+/// Progress bars on a terminal, lines of text elsewhere.
+fn live_view(started: Instant) -> Box<dyn TimedListener> {
     let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-    match stderr().is_terminal() && !is_dumb {
-        true => Box::new(Bars::new(begun)),
-        false => Box::new(Plain::new(stderr())),
+    if stderr().is_terminal() && !is_dumb {
+        Box::new(Bars::new(started))
+    } else {
+        Box::new(Plain::new(stderr()))
     }
 }

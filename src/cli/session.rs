@@ -1,4 +1,5 @@
-//! What `build`, `plan` and `explain` need alike: the plan, the stages, the cache and the record.
+//! What `build`, `plan`, `explain` and `cache export` have in common: the plan, the cache, the
+//! stage kinds and the record of the last builds.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 
-use super::places::Places;
+use super::output_paths::OutputPaths;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, hash_bytes};
@@ -18,82 +19,89 @@ use crate::records::Outline;
 use crate::records::lock;
 use crate::store::{ActionCache, Disk, LocalStore, Stamp};
 
-/// Hears of each stage that becomes complete.
-pub(super) type Completed<'a> = dyn Fn(&PlannedStage, &CompletedStage) + Sync + 'a;
+/// Called for each stage when it is complete.
+pub(super) type OnCompleted<'a> = dyn Fn(&PlannedStage, &CompletedStage) + Sync + 'a;
 
-/// Everything laid out for a build.
+/// An opened plan and cache.
 pub(super) struct Session<'a> {
+    /// The selected stages of the plan.
     pub(super) plan: Plan,
     pub(super) store: Disk,
     pub(super) stages: &'a Registry,
-    /// What the whole plan says, whatever is wanted of it.
+    /// The outline of the complete plan, whatever stages are selected.
     pub(super) outline: Outline,
-    /// What this program is.
+    /// Identifies the file of this program.
     pub(super) program: Digest,
-    /// The files that the plan, whatever is wanted of it, is read from or names.
-    reads: Vec<PathBuf>,
-    /// What the stages of the plan stand in.
+    /// The files that the complete plan is read from or refers to.
+    input_files: Vec<PathBuf>,
+    /// The source texts of the plan.
     texts: Arc<SourceMap>,
-    last: Record,
+    last_builds: Record,
 }
 
 impl<'a> Session<'a> {
-    /// Reads the plan, or the `wanted` part of it, and opens the cache.
+    /// Reads the plan, selects the stages `selected` (all that are not optional if it is empty),
+    /// and opens the cache.
     pub(super) fn open(
         args: &PlanArgs,
-        wanted: &[String],
+        selected: &[String],
         common: &Common,
         stages: &'a Registry,
     ) -> Result<Session<'a>, Failed> {
         let (plan, texts) = args.load_with_texts(stages)?;
         let outline = Outline::of(&plan, &args.folder()?, stages);
-        let mut reads = plan.texts.clone();
-        reads.push(lock::beside(&args.path));
-        plan.stages
-            .iter()
-            .for_each(|stage| files_in(&stage.params, &mut reads));
-        let plan = select(plan, wanted)?;
-        look_for_files(&plan, &texts, stages)?;
+        let mut input_files = plan.texts.clone();
+        input_files.push(lock::beside(&args.path));
+        for stage in &plan.stages {
+            add_file_params(&stage.params, &mut input_files);
+        }
+        let plan = select(plan, selected)?;
+        check_files_exist(&plan, &texts, stages)?;
         let store = Disk::open(&common.cache)?;
-        let last = Record::open(store.root(), &plan.name)?;
-        let program = program()?;
+        let last_builds = Record::open(store.root(), &plan.name)?;
+        let program = program_digest()?;
         Ok(Session {
             plan,
             store,
             stages,
             outline,
             program,
+            input_files,
             texts,
-            reads,
-            last,
+            last_builds,
         })
     }
 
-    /// Builds, as far as `limits` allow; `completed` hears of each stage that becomes complete.
+    /// The selected stage `id`.
+    pub(super) fn stage(&self, id: &str) -> Option<&PlannedStage> {
+        self.plan.stages.iter().find(|stage| stage.id.0 == id)
+    }
+
+    /// Builds the plan within `limits`, and calls `on_completed` for each complete stage.
     pub(super) fn build(
         &self,
         limits: Limits,
         cancel: &AtomicBool,
-        completed: &Completed,
+        on_completed: &OnCompleted,
         listener: &mut dyn Listener,
     ) -> Built {
-        // What cannot be removed is no reason not to build.
+        // Leftovers that cannot be removed do not prevent a build.
         let _ = self.store.remove_abandoned();
-        let local = self.local();
+        let local = self.local_executor();
         let stage_cache = Some(StageCache {
             notes: &self.store,
             program: self.program,
         });
         Build {
             stage_cache,
-            completed,
-            ..self.prepared(&self.store, &local, limits, cancel)
+            completed: on_completed,
+            ..self.new_build(&self.store, &local, limits, cancel)
         }
         .run(listener)
     }
 
-    /// What runs actions on this machine.
-    pub(super) fn local(&self) -> Local<'_> {
+    /// Runs actions on this machine.
+    pub(super) fn local_executor(&self) -> Local<'_> {
         Local {
             store: &self.store,
             stages: self.stages,
@@ -101,9 +109,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A build with what `actions` knows, by the hands of `executor`, that recalls no complete
-    /// stage and reports none.
-    pub(super) fn prepared<'b>(
+    /// A build that finds results in `actions` and runs actions with `executor`. It does not use
+    /// the records of complete stages, and calls nothing when a stage is complete.
+    pub(super) fn new_build<'b>(
         &'b self,
         actions: &'b dyn ActionCache,
         executor: &'b dyn Executor,
@@ -118,14 +126,14 @@ impl<'a> Session<'a> {
             stage_cache: None,
             notes: &self.store,
             executor,
-            last: &self.last,
+            last: &self.last_builds,
             limits,
             completed: &|_, _| (),
             cancel,
         }
     }
 
-    /// Finds out what a build would do, part by part.
+    /// Finds out what a build would run, without running anything.
     pub(super) fn dry_run(&self) -> Result<Built, Failed> {
         let mut failures = Failures::default();
         let limits = Limits {
@@ -133,18 +141,20 @@ impl<'a> Session<'a> {
             memory_bytes: u64::MAX,
             keep_going: false,
         };
-        let (local, cancel) = (self.local(), AtomicBool::new(false));
+        let (local, cancel) = (self.local_executor(), AtomicBool::new(false));
         let built = self
-            .prepared(&self.store, &local, limits, &cancel)
+            .new_build(&self.store, &local, limits, &cancel)
             .run(&mut failures);
-        match failures.into_vec() {
-            failures if failures.is_empty() => Ok(built),
-            failures => Err(self.failed(&failures, [])),
+        let failures = failures.into_vec();
+        if failures.is_empty() {
+            Ok(built)
+        } else {
+            Err(self.failed(&failures, []))
         }
     }
 
-    /// The end of a build that failed: `failures`, each with its stages in the plan, and what else
-    /// went wrong.
+    /// The result of a failed build: `failures`, each with labels at its stages in the plan, and
+    /// other problems.
     pub(super) fn failed(
         &self,
         failures: &[Failure],
@@ -155,12 +165,8 @@ impl<'a> Session<'a> {
             let mut problem = failure.report();
             let stages = failure.stages();
             for stage in &self.plan.stages {
-                let at = &stage.at;
-                // Instances of one stage stand at one place.
-                if stages.contains(&stage.id.0.as_str())
-                    && !problem.labels.iter().any(|(known, _)| known == at)
-                {
-                    problem = problem.at(at.clone(), "this stage");
+                if stages.contains(&stage.id.0.as_str()) {
+                    problem = with_stage_label(problem, stage, "this stage");
                 }
             }
             problems.push(problem);
@@ -172,37 +178,59 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Where this call may write.
-    pub(super) fn places(&self) -> Places {
-        Places::new(self.store.root(), self.reads.iter().cloned())
+    /// The paths that this command may write to.
+    pub(super) fn output_paths(&self) -> OutputPaths {
+        OutputPaths::new(self.store.root(), self.input_files.iter().cloned())
     }
 
-    /// Remembers what was built, for the reasons of the next build. A cache that is read-only
-    /// remembers nothing.
-    pub(super) fn remember(&mut self, built: &Built) -> Result<()> {
-        if self.last.merge(built)? && !self.store.is_read_only() {
-            // What is said to be there survives a power cut.
+    /// Records what was built, so that the next build can say why it runs parts. Does nothing for
+    /// a read-only cache.
+    pub(super) fn write_record(&mut self, built: &Built) -> Result<()> {
+        if self.last_builds.merge(built)? && !self.store.is_read_only() {
+            // The recorded results must survive a power failure.
             self.store.sync()?;
-            self.last.write()?;
+            self.last_builds.write()?;
         }
         Ok(())
     }
 }
 
-/// Adds each path that `params` name as `file:PATH`.
-fn files_in(params: &Value, paths: &mut Vec<PathBuf>) {
+/// Adds a label at `stage`, once: instances of a stage in a matrix have the same place.
+fn with_stage_label(problem: Problem, stage: &PlannedStage, label: &str) -> Problem {
+    for (span, _) in &problem.labels {
+        if *span == stage.at {
+            return problem;
+        }
+    }
+    problem.at(stage.at.clone(), label)
+}
+
+/// Adds the path of each parameter `file:PATH` to `paths`.
+fn add_file_params(params: &Value, paths: &mut Vec<PathBuf>) {
     match params {
-        Value::String(text) => paths.extend(text.strip_prefix("file:").map(PathBuf::from)),
-        Value::Array(values) => values.iter().for_each(|value| files_in(value, paths)),
-        Value::Object(table) => table.values().for_each(|value| files_in(value, paths)),
+        Value::String(text) => {
+            if let Some(path) = text.strip_prefix("file:") {
+                paths.push(path.into());
+            }
+        }
+        Value::Array(values) => {
+            for value in values {
+                add_file_params(value, paths);
+            }
+        }
+        Value::Object(table) => {
+            for value in table.values() {
+                add_file_params(value, paths);
+            }
+        }
         _ => {}
     }
 }
 
-/// Reports all files of this machine that are missing before the build starts. A file that several
-/// stages lack is one problem.
-fn look_for_files(plan: &Plan, texts: &Arc<SourceMap>, stages: &Registry) -> Result<(), Failed> {
-    // Each without labels, and with them.
+/// Reports all missing local files before the build starts. A file that several stages need is one
+/// problem with several labels.
+fn check_files_exist(plan: &Plan, texts: &Arc<SourceMap>, stages: &Registry) -> Result<(), Failed> {
+    // Each problem as the stage kind reports it, and with labels.
     let mut missing: Vec<(Problem, Problem)> = vec![];
     for stage in &plan.stages {
         let Some(kind) = stages.get(&stage.kind) else {
@@ -211,16 +239,10 @@ fn look_for_files(plan: &Plan, texts: &Arc<SourceMap>, stages: &Registry) -> Res
         let Err(problem) = kind.files(&stage.params) else {
             continue;
         };
-        let index = match missing.iter().position(|(known, _)| *known == problem) {
-            Some(index) => index,
-            None => {
-                missing.push((problem.clone(), problem));
-                missing.len() - 1
-            }
-        };
-        let (_, problem) = &mut missing[index];
-        if !problem.labels.iter().any(|(at, _)| *at == stage.at) {
-            *problem = problem.clone().at(stage.at.clone(), "this stage needs it");
+        let label = "this stage needs it";
+        match missing.iter_mut().find(|(other, _)| *other == problem) {
+            Some((_, labelled)) => *labelled = with_stage_label(labelled.clone(), stage, label),
+            None => missing.push((problem.clone(), with_stage_label(problem, stage, label))),
         }
     }
     if missing.is_empty() {
@@ -232,13 +254,13 @@ fn look_for_files(plan: &Plan, texts: &Arc<SourceMap>, stages: &Registry) -> Res
     })
 }
 
-/// This program's file, whatever becomes of its name during a build.
+/// The file of this program. The link stays valid if the file is moved during a build.
 pub(super) const PROGRAM: &str = "/proc/self/exe";
 
-/// What this program is: another file, or the same one written anew, may expand stages in another
-/// way.
-fn program() -> Result<Digest> {
+/// Identifies the file of this program: another version may expand stages in another way.
+fn program_digest() -> Result<Digest> {
     let file = std::fs::metadata(PROGRAM)
         .context(Code::CallProgram, || "look at this program's file".into())?;
-    CanonJson::of(&Stamp::of(&file)).map(|stamp| hash_bytes(stamp.to_string().as_bytes()))
+    let stamp = CanonJson::of(&Stamp::of(&file))?;
+    Ok(hash_bytes(stamp.to_string().as_bytes()))
 }

@@ -1,5 +1,6 @@
-//! `kiln show`: draws the stages of a plan.
+//! `kiln show`: prints the stages of a plan as text, as a Graphviz or Mermaid graph, or as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use clap::ValueEnum;
@@ -10,12 +11,12 @@ use crate::action::Registry;
 use crate::plan::{Keep, Plan, PlannedStage};
 use crate::records::Kept;
 
-/// Which plan, and how.
+/// Which plan, and in which format.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     plan: PlanArgs,
-    /// As lines of text, for Graphviz, or for Markdown; `--json` takes the place of each
+    /// Output format: lines of text, Graphviz, or Mermaid for Markdown; ignored with --json
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
 }
@@ -27,133 +28,148 @@ enum Format {
     Mermaid,
 }
 
-/// Draws the plan.
+/// Prints the stages.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let plan = args.plan.load(stages)?;
     common.print(&match args.format {
         _ if common.json => json_line(&plan),
-        Format::Text => text(&plan),
-        Format::Dot => dot(&plan),
-        Format::Mermaid => mermaid(&plan),
+        Format::Text => stage_lines(&plan),
+        Format::Dot => dot_graph(&plan),
+        Format::Mermaid => mermaid_graph(&plan),
     });
     Ok(Exit::Done)
 }
 
-/// A line a stage, each after those it waits for; `*` marks what is written out, `?` what is built
-/// only where it is asked for.
-fn text(plan: &Plan) -> String {
-    let width = |of: fn(&PlannedStage) -> usize| plan.stages.iter().map(of).max().unwrap_or(0);
-    let (ids, kinds) = (
-        width(|stage| stage.id.0.len()),
-        width(|stage| stage.kind.len()),
-    );
-    let line = |stage: &PlannedStage| {
-        let slots = stage.slots.iter().map(|(slot, producers)| {
-            let producers: Vec<&str> = producers
-                .iter()
-                .map(|producer| producer.0.as_str())
-                .collect();
-            format!("{slot} = {}", producers.join(", "))
-        });
-        let waits: Vec<String> = slots
-            .chain(stage.tools.values().map(|tool| tool.0.clone()))
-            .collect();
+/// One line per stage, each after its dependencies. `*` marks stages with artifacts, `?` optional
+/// stages.
+fn stage_lines(plan: &Plan) -> String {
+    let (mut id_width, mut kind_width) = (0, 0);
+    for stage in &plan.stages {
+        id_width = id_width.max(stage.id.0.len());
+        kind_width = kind_width.max(stage.kind.len());
+    }
+    let mut text = String::new();
+    for stage in &plan.stages {
+        let mut inputs = vec![];
+        for (slot, producers) in &stage.slots {
+            let ids: Vec<&str> = producers.iter().map(|id| id.0.as_str()).collect();
+            inputs.push(format!("{slot} = {}", ids.join(", ")));
+        }
+        for tool in stage.tools.values() {
+            inputs.push(tool.0.clone());
+        }
         let mark = match stage.keep {
             _ if stage.optional => "?",
             Keep::Nothing => " ",
             _ => "*",
         };
         let line = format!(
-            "{mark} {:ids$}  {:kinds$}  {}",
+            "{mark} {:id_width$}  {:kind_width$}  {}",
             stage.id.0,
             stage.kind,
-            waits.join("; ")
+            inputs.join("; ")
         );
-        format!("{}\n", line.trim_end())
-    };
-    plan.stages.iter().map(line).collect()
+        text += line.trim_end();
+        text += "\n";
+    }
+    text
 }
 
-/// All stages with what they take from, in one line.
+/// All stages with their dependencies, as one line of JSON.
 fn json_line(plan: &Plan) -> String {
-    let stage = |stage: &PlannedStage| {
-        json!({
+    let mut stages: Vec<Value> = vec![];
+    for stage in &plan.stages {
+        stages.push(json!({
             "stage": stage.id, "kind": stage.kind, "inputs": stage.slots, "tools": stage.tools,
             "keep": Kept::of(&stage.keep), "optional": stage.optional,
-        })
-    };
-    let stages: Vec<Value> = plan.stages.iter().map(stage).collect();
+        }));
+    }
     format!("{}\n", json!({"plan": plan.name, "stages": stages}))
 }
 
-/// Giver, taker, and the slot or tool that the giver fills.
-fn edges(plan: &Plan) -> impl Iterator<Item = (&str, &str, &str)> {
-    plan.stages.iter().flat_map(|stage| {
-        let slots = stage
-            .slots
-            .iter()
-            .flat_map(|(slot, producers)| producers.iter().map(move |producer| (producer, slot)));
-        let tools = stage.tools.iter().map(|(tool, producer)| (producer, tool));
-        slots
-            .chain(tools)
-            .map(|(producer, role)| (producer.0.as_str(), stage.id.0.as_str(), role.as_str()))
-    })
+/// An edge of the stage graph.
+struct Edge<'a> {
+    producer: &'a str,
+    consumer: &'a str,
+    /// The slot or tool of the consumer.
+    role: &'a str,
 }
 
-fn dot(plan: &Plan) -> String {
+fn edges(plan: &Plan) -> Vec<Edge<'_>> {
+    let mut edges = vec![];
+    for stage in &plan.stages {
+        let mut inputs = vec![];
+        for (slot, producers) in &stage.slots {
+            for producer in producers {
+                inputs.push((producer, slot));
+            }
+        }
+        for (tool, producer) in &stage.tools {
+            inputs.push((producer, tool));
+        }
+        for (producer, role) in inputs {
+            edges.push(Edge {
+                producer: &producer.0,
+                consumer: &stage.id.0,
+                role,
+            });
+        }
+    }
+    edges
+}
+
+fn has_artifacts(stage: &PlannedStage) -> bool {
+    stage.keep != Keep::Nothing
+}
+
+// Invariant: names have no quotes, and writing to a String cannot fail.
+
+fn dot_graph(plan: &Plan) -> String {
     let mut out = format!(
         "digraph \"{}\" {{\n  rankdir = LR;\n  node [shape = box];\n",
         plan.name
     );
-    // Invariant: names hold no quotes, and writing to a String cannot fail.
     for stage in &plan.stages {
-        let periphery = if stage.keep != Keep::Nothing {
+        let border = if has_artifacts(stage) {
             ", peripheries = 2"
         } else {
             ""
         };
         let _ = writeln!(
             out,
-            "  \"{0}\" [label = \"{0}\\n{1}\"{periphery}];",
+            "  \"{0}\" [label = \"{0}\\n{1}\"{border}];",
             stage.id, stage.kind
         );
     }
-    for (producer, consumer, role) in edges(plan) {
+    for edge in edges(plan) {
         let _ = writeln!(
             out,
-            "  \"{producer}\" -> \"{consumer}\" [label = \"{role}\"];"
+            "  \"{}\" -> \"{}\" [label = \"{}\"];",
+            edge.producer, edge.consumer, edge.role
         );
     }
     out + "}\n"
 }
 
-fn mermaid(plan: &Plan) -> String {
-    let number = |id: &str| {
-        plan.stages
-            .iter()
-            .position(|stage| stage.id.0 == id)
-            .unwrap_or_default()
-    };
+fn mermaid_graph(plan: &Plan) -> String {
     let mut out = String::from("flowchart LR\n");
-    for (index, stage) in plan.stages.iter().enumerate() {
-        let (open, close) = if stage.keep != Keep::Nothing {
+    let mut numbers = BTreeMap::new();
+    for (number, stage) in plan.stages.iter().enumerate() {
+        numbers.insert(stage.id.0.as_str(), number);
+        let (open, close) = if has_artifacts(stage) {
             ("[[", "]]")
         } else {
             ("[", "]")
         };
         let _ = writeln!(
             out,
-            "  s{index}{open}\"{}<br/><i>{}</i>\"{close}",
+            "  s{number}{open}\"{}<br/><i>{}</i>\"{close}",
             stage.id, stage.kind
         );
     }
-    for (producer, consumer, role) in edges(plan) {
-        let _ = writeln!(
-            out,
-            "  s{} -- {role} --> s{}",
-            number(producer),
-            number(consumer)
-        );
+    for edge in edges(plan) {
+        let (producer, consumer) = (numbers[edge.producer], numbers[edge.consumer]);
+        let _ = writeln!(out, "  s{producer} -- {} --> s{consumer}", edge.role);
     }
     out
 }

@@ -1,4 +1,4 @@
-//! `kiln work`: runs one action; what child processes do.
+//! `kiln work`: runs one action. kiln starts it as a child process.
 
 use std::path::PathBuf;
 
@@ -7,16 +7,16 @@ use crate::action::Registry;
 use crate::execute;
 use crate::store::Disk;
 
-/// What to work.
+/// Which action.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The action as JSON, windows included
+    /// The action as JSON, including the windows of its inputs
     #[arg(value_name = "ACTION.json")]
     action: PathBuf,
-    /// Where its outputs, or its problem, are written
+    /// File to write the outputs, or the problem, to
     #[arg(long, value_name = "FILE")]
     result: PathBuf,
-    /// End when this process does
+    /// Exit when this process exits
     #[arg(long, value_name = "PID")]
     parent: Option<u32>,
 }

@@ -250,7 +250,7 @@ fn a_build_uses_an_imported_cache() {
     let (_, parts) = project.build("one", "native");
     let printed = project.stdout("one", "cache export plan.toml one.tar");
     assert!(
-        printed.contains("written to one.tar") && !printed.contains("not all there"),
+        printed.contains("written to one.tar") && !printed.contains("results are missing"),
         "{printed}"
     );
     project.stdout("one", "cache export plan.toml again.tar");
@@ -261,7 +261,7 @@ fn a_build_uses_an_imported_cache() {
     let imported = project.stdout("other", "cache import one.tar");
     assert_eq!(
         imported,
-        printed.replace("written to one.tar", "put into the cache")
+        printed.replace("written to one.tar", "added to the cache")
     );
     assert_eq!(project.build("other", "native"), (parts, 0));
     project.stdout("other", "cache export plan.toml other.tar");
@@ -271,10 +271,10 @@ fn a_build_uses_an_imported_cache() {
 
     let second = project.stdout("other", "cache import one.tar");
     assert!(
-        second.starts_with("0 results and 0 blobs, 0 B, put into the cache\n"),
+        second.starts_with("0 results and 0 blobs, 0 B, added to the cache\n"),
         "{second}"
     );
-    assert!(second.contains("were there already"), "{second}");
+    assert!(second.contains("were already in the cache"), "{second}");
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn export_reports_stages_that_are_not_built() {
     project.build("one", "native");
     let printed = project.stdout("one", "cache export plan.toml part.tar --set scheme=f16");
     assert!(
-        printed.ends_with("not all there, so a build will run more: weights\n"),
+        printed.ends_with("results are missing, which a build will have to make: weights\n"),
         "{printed}"
     );
     project.stdout("part", "cache import part.tar");
@@ -447,7 +447,7 @@ fn a_result_without_its_blobs_is_not_imported() {
     let printed = project.stdout("other", "cache import cut.tar");
     let (_, out) = printed.split_once('\n').unwrap();
     let (out, _) = out
-        .split_once(" left out: not all of their blobs came with them\n")
+        .split_once(" skipped: the file lacks some of their blobs\n")
         .unwrap();
     let then = project.stdout("other", "cache import one.tar");
     assert!(

@@ -299,7 +299,7 @@ fn doctor_works_without_a_plan() {
     );
     let (_, with, err) = kiln(folder.path(), &["doctor", "plan.toml"]);
     assert!(
-        with.contains("clay") && with.contains("to be fetched"),
+        with.contains("clay") && with.contains("a build will fetch it"),
         "{with}{err}"
     );
 }

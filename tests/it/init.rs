@@ -53,7 +53,7 @@ fn the_plan_for_a_local_model_builds() {
         folder,
         &["init", "file:Tiny Pot.gguf"],
         2,
-        &["plans/tiny-pot.toml is there already", "--out"],
+        &["plans/tiny-pot.toml already exists", "--out"],
     );
     assert_eq!(fs::read_to_string(&path).unwrap(), plan);
     stdout(
@@ -132,7 +132,7 @@ fn unsupported_models_are_rejected_before_writing() {
         folder,
         &["init", "https://a.example/c.bin"],
         2,
-        &["`c.bin` is no GGUF"],
+        &["`c.bin` is not a GGUF"],
     );
     check_fails(
         folder,
@@ -148,7 +148,7 @@ fn unsupported_models_are_rejected_before_writing() {
         folder,
         &["init", "hf:a/b/c.gguf"],
         2,
-        &["plans/data/eval.txt is there already", "--out"],
+        &["plans/data/eval.txt already exists", "--out"],
     );
     assert!(!folder.join("plans/c.toml").exists());
 }
@@ -196,7 +196,7 @@ fn unusable_files_and_tokenizers_are_reported() {
         &["check", "plans/pot.toml", "--set", "context=1024"],
     );
     assert!(
-        long.contains("warning: `graph` has a context of 1024, the model was made for 512"),
+        long.contains("warning: `graph` has a context of 1024, the model was trained for 512"),
         "{long}"
     );
     assert!(

@@ -45,12 +45,12 @@ fn measured_outputs_are_not_locked() {
     let (code, output, errors) = elsewhere(&project, "");
     assert_eq!(code, 0, "{errors}");
     assert!(
-        output.contains("measured here, with other figures than locked: report, weight"),
+        output.contains("measured values differ from the lock file: report, weight"),
         "{output}"
     );
     let output = project.stdout("verify shop.toml");
     let figures = ["report/out", "weight/out"]
-        .map(|file| format!("{file}: measured, with other figures than locked\n"));
+        .map(|file| format!("{file}: measured values differ from the lock file\n"));
     assert!(
         output.starts_with(&figures.concat()) && output.contains("\n2 files, "),
         "{output}"

@@ -14,7 +14,7 @@ fn the_lock_file_has_the_expected_format() {
     let project = Project::open();
     assert_eq!(
         project.stdout("build shop.toml --lock").lines().last(),
-        Some("locked in shop.lock")
+        Some("lock file written: shop.lock")
     );
     let expected = "\
 # What this plan comes to, byte for byte. Written by `kiln build --lock`; `--locked` and `kiln \
@@ -76,7 +76,7 @@ sha256 = \"613e2ab18eb4fc639685eb10614f21b877c0b6734dfc48361a073aece78908f9\"
     assert!(
         project
             .stdout("build shop.toml --lock")
-            .ends_with("as locked in shop.lock\n")
+            .ends_with("lock file unchanged: shop.lock\n")
     );
     assert_eq!(
         fs::metadata(project.path("shop.lock")).unwrap().ino(),
@@ -85,7 +85,7 @@ sha256 = \"613e2ab18eb4fc639685eb10614f21b877c0b6734dfc48361a073aece78908f9\"
     );
     // `gc --lock` accepts it.
     let kept = project.stdout("cache gc --lock shop.lock --max-size 0");
-    assert!(kept.contains("stays     6 results"), "{kept}");
+    assert!(kept.contains("remaining     6 results"), "{kept}");
 }
 
 #[test]
@@ -192,14 +192,14 @@ fn causes_are_distinguished_from_consequences() {
         |project| project.write("oven.so", "cold"),
         "",
         &[],
-        "stage cause what\ntools.oven input a file of this machine: HERE/oven.so\ndigest: \"b3:\" \
+        "stage cause what\ntools.oven input a local file: HERE/oven.so\ndigest: \"b3:\" \
          -> \"b3:\"\nware tool oven/oven.so: b3: -> b3:\n",
     );
     check(
         |project| project.write("clay.txt", "dry"),
         "",
         &[],
-        "stage cause what\nclay input a file of this machine: HERE/clay.txt\ndigest: \"b3:\" -> \
+        "stage cause what\nclay input a local file: HERE/clay.txt\ndigest: \"b3:\" -> \
          \"b3:\"\npots input follows from clay\nb/c/out: b3: -> b3:\nware input follows from \
          pots\nout: b3: -> b3:\n",
     );
@@ -208,7 +208,7 @@ fn causes_are_distinguished_from_consequences() {
         |project| project.write("clay.txt", "dry"),
         "clay",
         &[],
-        "stage cause what\nclay input a file of this machine: HERE/clay.txt\ndigest: \"b3:\" -> \
+        "stage cause what\nclay input a local file: HERE/clay.txt\ndigest: \"b3:\" -> \
          \"b3:\"\n",
     );
 }
@@ -265,7 +265,7 @@ fn check_verify(change: impl Fn(&Path), expected: &[&str]) {
     fs::remove_file(project.path("shop.toml")).unwrap();
     assert_eq!(
         project.stdout("verify shop.toml --out here"),
-        "3 files, 120.0 kB: as shop.lock says\n"
+        "3 files, 120.0 kB: no difference from shop.lock\n"
     );
     change(&project.path("here"));
     let (code, output, errors) = project.kiln("verify shop.toml --out here", &[]);
@@ -291,11 +291,11 @@ fn verify_reports_each_fault() {
     );
     check_verify(
         |out| replace(&out.join("ware/out"), "short"),
-        &["other  ware/out  has 5 bytes, locked are 26"],
+        &["differs  ware/out  has 5 bytes, expected 26"],
     );
     check_verify(
         |out| replace(&out.join("pots/b/c/out"), "pot d/c\nwet"),
-        &["other  pots/b/c/out  is b3:, locked is b3:"],
+        &["differs  pots/b/c/out  is b3:, expected b3:"],
     );
     check_verify(
         |out| fs::write(out.join("pots/b/more"), "").unwrap(),
@@ -314,7 +314,7 @@ fn verify_reports_each_fault() {
             "unreadable  bill/out              is no regular file",
             "unknown     bill/pots/.kiln.json",
             "missing     pots/b/c/out",
-            "other       ware/out              has 5 bytes, locked are 26",
+            "differs     ware/out              has 5 bytes, expected 26",
         ],
     );
 }

@@ -152,7 +152,7 @@ fn check_reports_and_keeps_differing_outputs() {
     let project = Project::open();
     let output = project.stdout("build shop.toml --check");
     assert!(
-        output.ends_with("checked: 4 parts again, the same bytes\n"),
+        output.ends_with("checked: 4 parts ran twice with the same bytes\n"),
         "{output}"
     );
     assert!(!project.path("out/shop/differs").exists());
@@ -169,7 +169,7 @@ fn check_reports_and_keeps_differing_outputs() {
         "{output}"
     );
     assert!(
-        errors.contains("2 of 4 parts did not give the same twice"),
+        errors.contains("2 of 4 parts had other bytes in the second run"),
         "{errors}"
     );
     assert!(errors.contains("run again for comparison"), "{errors}");
@@ -180,13 +180,13 @@ fn check_reports_and_keeps_differing_outputs() {
     // Dependents are checked with the same inputs; stages that were not requested are not checked.
     let output = project.stdout("build shop.toml ware --check");
     assert!(
-        output.ends_with("checked: 1 part again, the same bytes\n"),
+        output.ends_with("checked: 1 part ran twice with the same bytes\n"),
         "{output}"
     );
     assert!(
         project
             .stdout("build shop.toml --cache cache clay --check")
-            .contains("checked: 1 part again")
+            .contains("checked: 1 part ran twice")
     );
     let (code, output, _) = project.kiln("build shop.toml --check --json", &[]);
     let line: Value = serde_json::from_str(output.lines().rev().nth(1).unwrap()).unwrap();

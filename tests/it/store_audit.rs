@@ -73,7 +73,7 @@ fetch                 1        4 B            -
 requant               1        9 B       7.0 kB
 
 2 blobs, 9 B
-last builds keep 0 B; `kiln cache gc` would free 9 B
+the last builds need 0 B; `kiln cache gc` would free 9 B
 ";
     check(cache.path(), "stats", 0, expected);
     let json = serde_json::json!({
@@ -93,7 +93,7 @@ fn verify_reports_damage_and_repair_removes_it() {
         cache.path(),
         "verify",
         0,
-        "2 blobs and 2 results: all whole\n",
+        "2 blobs and 2 results: none damaged\n",
     );
 
     let blob = entry_path(cache.path(), "blobs", b"clay", "");
@@ -132,7 +132,7 @@ fn verify_reports_damage_and_repair_removes_it() {
         cache.path(),
         "verify",
         0,
-        "1 blobs and 0 results: all whole\n",
+        "1 blob and 0 results: none damaged\n",
     );
 }
 

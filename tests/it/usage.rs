@@ -68,7 +68,7 @@ fn no_subcommand_prints_the_first_steps() {
         "kiln doctor",
         "kiln init hf:",
         "kiln build plans/",
-        "Exit codes: 0 done",
+        "Exit codes: 0 success",
     ] {
         assert!(err.contains(text), "{text} in:\n{err}");
     }

@@ -1,7 +1,7 @@
-//! `kiln cache export` and `kiln cache import`: results and their blobs from one cache to another.
+//! `kiln cache export` and `kiln cache import`: copy results and their blobs between caches.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -14,12 +14,12 @@ use crate::engine::Built;
 use crate::plan::Plan;
 use crate::store::{Disk, Exported, Imported};
 
-/// What to export, and where to.
+/// What to export, and the file to write.
 #[derive(clap::Args)]
 pub struct ExportArgs {
     #[command(flatten)]
     plan: PlanArgs,
-    /// The file to write, an uncompressed tar
+    /// The file to write: an uncompressed tar archive
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
@@ -32,7 +32,7 @@ pub struct ImportArgs {
     file: PathBuf,
 }
 
-/// Writes what a build of the plan would find, so that it finds it elsewhere too.
+/// Writes the results that a build of the plan would find in the cache.
 pub(super) fn export(
     args: &ExportArgs,
     common: &Common,
@@ -40,21 +40,25 @@ pub(super) fn export(
 ) -> Result<Exit, Failed> {
     let session = Session::open(&args.plan, &[], common, stages)?;
     let built = session.dry_run()?;
-    let done = built
-        .parts
-        .iter()
-        .filter(|part| part.state.outputs().is_some());
-    let keys: BTreeSet<ActionKey> = done.map(|part| part.task.key).collect();
-    let missing = missing(&session.plan, &built);
-    if keys.is_empty() {
-        let message = format!("the cache has nothing of the plan `{}`", session.plan.name);
-        return Err(Problem::new(Code::CallNotBuilt, message)
-            .help(
-                "build it first, with the same --set and --cache; `kiln plan` says what is missing",
-            )
-            .into());
+    let mut keys: BTreeSet<ActionKey> = BTreeSet::new();
+    for part in &built.parts {
+        if part.state.outputs().is_some() {
+            keys.insert(part.task.key);
+        }
     }
-    session.places().take_file("the bundle", &args.file)?;
+    let missing = missing_stages(&session.plan, &built);
+    if keys.is_empty() {
+        let message = format!(
+            "the cache has no results of the plan `{}`",
+            session.plan.name
+        );
+        let help =
+            "build it first, with the same --set and --cache; `kiln plan` shows what is missing";
+        return Err(Problem::new(Code::CallNotBuilt, message).help(help).into());
+    }
+    session
+        .output_paths()
+        .reserve_file("the bundle", &args.file)?;
     check_replaceable(&args.file)
         .context(Code::BundleIo, || format!("write {}", args.file.display()))?;
     let exported = session.store.export(&keys, &args.file)?;
@@ -63,50 +67,49 @@ pub(super) fn export(
         line["missing_stages"] = json!(missing);
         format!("{line}\n")
     } else {
-        let Exported {
-            results,
-            blobs,
-            blob_bytes,
-        } = exported;
-        let (results, blobs, size) = (
-            count(results, "result"),
-            count(blobs, "blob"),
-            bytes(blob_bytes),
-        );
-        let file = args.file.display();
-        let mut text = format!("{results} and {blobs}, {size}, written to {file}\n");
-        if !missing.is_empty() {
-            text += &format!(
-                "not all there, so a build will run more: {}\n",
-                missing.join(", ")
-            );
-        }
-        text
+        export_text(&exported, &args.file, &missing)
     });
     Ok(Exit::Done)
 }
 
-/// The stages that the cache does not have all of.
-fn missing<'a>(plan: &'a Plan, built: &Built) -> Vec<&'a str> {
-    let missing = plan
-        .stages
-        .iter()
-        .filter(|stage| !built.completed.contains_key(&stage.id));
-    missing.map(|stage| stage.id.0.as_str()).collect()
+fn export_text(exported: &Exported, file: &Path, missing: &[&str]) -> String {
+    let mut text = format!(
+        "{} and {}, {}, written to {}\n",
+        count(exported.results, "result"),
+        count(exported.blobs, "blob"),
+        bytes(exported.blob_bytes),
+        file.display()
+    );
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        text += &format!("results are missing, which a build will have to make: {missing}\n");
+    }
+    text
 }
 
-/// Puts what is new into the cache, which is made if need be.
+/// The stages of which results are missing in the cache.
+fn missing_stages<'a>(plan: &'a Plan, built: &Built) -> Vec<&'a str> {
+    let mut missing = vec![];
+    for stage in &plan.stages {
+        if !built.completed.contains_key(&stage.id) {
+            missing.push(stage.id.0.as_str());
+        }
+    }
+    missing
+}
+
+/// Adds new results to the cache, which is created if it does not exist.
 pub(super) fn import(args: &ImportArgs, common: &Common) -> Result<Exit> {
     let imported = Disk::open(&common.cache)?.import(&args.file)?;
     common.print(&if common.json {
         format!("{}\n", json!(imported))
     } else {
-        imported_text(&imported)
+        import_text(&imported)
     });
     Ok(Exit::Done)
 }
 
-fn imported_text(imported: &Imported) -> String {
+fn import_text(imported: &Imported) -> String {
     let Imported {
         results,
         blobs,
@@ -116,18 +119,18 @@ fn imported_text(imported: &Imported) -> String {
         incomplete_results,
     } = *imported;
     let mut text = format!(
-        "{} and {}, {}, put into the cache\n",
+        "{} and {}, {}, added to the cache\n",
         count(results, "result"),
         count(blobs, "blob"),
         bytes(blob_bytes)
     );
     if known_results + known_blobs > 0 {
         let (results, blobs) = (count(known_results, "result"), count(known_blobs, "blob"));
-        text += &format!("{results} and {blobs} were there already\n");
+        text += &format!("{results} and {blobs} were already in the cache\n");
     }
     if incomplete_results > 0 {
         text += &format!(
-            "{} left out: not all of their blobs came with them\n",
+            "{} skipped: the file lacks some of their blobs\n",
             count(incomplete_results, "result")
         );
     }

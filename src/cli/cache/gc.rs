@@ -1,4 +1,4 @@
-//! `kiln cache gc`: removes what neither a last build nor a lock keeps.
+//! `kiln cache gc`: removes results that neither the last build of a plan nor a lock file needs.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -13,24 +13,24 @@ use crate::engine::Record;
 use crate::records::BuildRecord;
 use crate::store::{Disk, Garbage, LocalStore, Rules, Totals};
 
-/// How much to remove.
+/// How much to remove, and what to keep.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Remove the oldest of what is not kept, until the blobs have at most this size: 20GB
+    /// Remove the oldest of these results until the blobs have at most this size, for example 20GB
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     max_size: Option<u64>,
-    /// Remove what is not kept and older than this: 30d, 12h
+    /// Remove those of these results that are older than this, for example 30d or 12h
     #[arg(long, value_name = "AGE", value_parser = parse_age)]
     max_age: Option<Duration>,
-    /// Keep also what this lock names
+    /// Also keep the results that this lock file lists
     #[arg(long, value_name = "FILE")]
     lock: Vec<PathBuf>,
-    /// Only say what would be removed
+    /// Only print what would be removed
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Keeps what the last builds asked, and nothing else.
+/// Rules that keep only the results of the last builds.
 pub(super) fn without_limits(store: &Disk) -> Result<Rules> {
     let kept = Record::all(store.root())?.into_iter().collect();
     Ok(Rules {
@@ -49,7 +49,7 @@ impl Args {
             ..without_limits(store)?
         };
         for lock in &self.lock {
-            rules.kept.extend(locked(lock)?);
+            rules.kept.extend(locked_keys(lock)?);
         }
         Ok(rules)
     }
@@ -61,7 +61,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<Exit> {
     let garbage = if args.dry_run {
         store.garbage(&args.rules(&store)?)?
     } else {
-        // Before the records are read: a build that ends right now writes another.
+        // Locks the cache before the records are read: a build that is just ending writes another.
         let alone = store.lock_exclusively()?;
         alone.collect(&args.rules(alone.store())?)?
     };
@@ -70,56 +70,45 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<Exit> {
         line["dry_run"] = json!(args.dry_run);
         format!("{line}\n")
     } else {
-        text(&garbage, args.dry_run)
+        garbage_text(&garbage, args.dry_run)
     });
     Ok(Exit::Done)
 }
 
-fn text(garbage: &Garbage, dry_run: bool) -> String {
-    let tally = |tally: &Totals| {
-        let Totals {
-            results,
-            blobs,
-            bytes: size,
-        } = *tally;
-        format!(
-            "{}, {}, {}",
-            count(results, "result"),
-            count(blobs, "blob"),
-            bytes(size)
-        )
-    };
-    let mut text = format!(
-        "{}  {}",
-        if dry_run { "would go" } else { "removed " },
-        tally(&garbage.goes)
-    );
+fn garbage_text(garbage: &Garbage, dry_run: bool) -> String {
+    let removed = if dry_run { "would remove" } else { "removed" };
+    let mut text = format!("{removed:<12}  {}", tally_text(&garbage.goes));
     if garbage.partial_bytes > 0 {
-        text += &format!(
-            "; {} of half-finished downloads",
-            bytes(garbage.partial_bytes)
-        );
+        text += &format!("; {} of incomplete downloads", bytes(garbage.partial_bytes));
     }
-    text += &format!("\nstays     {}\n", tally(&garbage.stays));
-    text += &format!(
-        "kept      {}, by last builds and locks\n",
-        tally(&garbage.kept)
-    );
+    let stays = tally_text(&garbage.stays);
+    let kept = tally_text(&garbage.kept);
+    text += &format!("\nremaining     {stays}\n");
+    text += &format!("needed        {kept}, by last builds and lock files\n");
     if garbage.over_bytes > 0 {
         text += &format!(
-            "--max-size is exceeded by {}: so much is kept\n",
+            "--max-size is exceeded by {}: the rest is needed\n",
             bytes(garbage.over_bytes)
         );
     }
     text
 }
 
-/// The keys that the lock `path` names.
-fn locked(path: &Path) -> Result<Vec<ActionKey>> {
+fn tally_text(tally: &Totals) -> String {
+    format!(
+        "{}, {}, {}",
+        count(tally.results, "result"),
+        count(tally.blobs, "blob"),
+        bytes(tally.bytes)
+    )
+}
+
+/// The keys in the lock file `path`.
+fn locked_keys(path: &Path) -> Result<Vec<ActionKey>> {
     let keys: Vec<ActionKey> = BuildRecord::read_lock(path)?.actions().collect();
     if keys.is_empty() {
         let message = format!(
-            "{} names no results, so that it would keep nothing",
+            "{} lists no results, so that it would keep nothing",
             path.display()
         );
         return Err(Problem::new(Code::CallLock, message)
@@ -128,23 +117,25 @@ fn locked(path: &Path) -> Result<Vec<ActionKey>> {
     Ok(keys)
 }
 
-/// Reads `30d`, `12h`, `45min` or `90s`.
+/// Parses `30d`, `12h`, `45min` or `90s`.
 fn parse_age(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    match age_seconds(text) {
+        Some(seconds) => Ok(Duration::from_secs(seconds)),
+        None => Err("expected a number with d, h, min or s: 30d".into()),
+    }
+}
+
+fn age_seconds(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let unit = match unit.trim() {
-        "s" => Some(1),
-        "min" => Some(60),
-        "h" => Some(60 * 60),
-        "d" => Some(24 * 60 * 60),
-        _ => None,
+        "s" => 1,
+        "min" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return None,
     };
-    let seconds = || number.parse::<u64>().ok()?.checked_mul(unit?);
-    seconds()
-        .map(Duration::from_secs)
-        .ok_or_else(|| "expected a number with d, h, min or s: 30d".into())
+    number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 #[cfg(test)]
@@ -152,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_are_read() {
+    fn ages_are_parsed() {
         assert_eq!(parse_age("30d"), Ok(Duration::from_secs(2_592_000)));
         assert_eq!(parse_age("5 min"), Ok(Duration::from_secs(300)));
         for bad in [

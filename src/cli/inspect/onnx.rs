@@ -1,4 +1,4 @@
-//! ONNX files, described.
+//! Descriptions of ONNX files.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::base::{Code, Context, Result};
 use crate::model::onnx::{MAX_MODEL_BYTES, Summary, decode};
 
-/// With `--json`: one line.
+/// The description with `--json`.
 #[derive(Serialize)]
 struct Json {
     format: &'static str,
@@ -16,12 +16,12 @@ struct Json {
     summary: Summary,
 }
 
-/// The first bytes of every ONNX file in use: field 1, the IR version, as a varint.
+/// Whether a file begins like ONNX files in practice: with field 1, the IR version, as a varint.
 pub(super) fn is_onnx(start: &[u8]) -> bool {
     matches!(start, [0x08, 1..=0x7f, ..])
 }
 
-/// A page for people, or a line of JSON.
+/// The description: lines of text, or one line of JSON.
 pub(super) fn describe(file: &File, json: bool) -> Result<String> {
     let mut bytes = vec![];
     let limit = MAX_MODEL_BYTES as u64 + 1;
@@ -36,5 +36,5 @@ pub(super) fn describe(file: &File, json: bool) -> Result<String> {
         format: "onnx",
         summary,
     };
-    serde_json::to_string(&json).context(Code::CallJson, || "spell its summary".into())
+    serde_json::to_string(&json).context(Code::CallJson, || "write its summary as JSON".into())
 }

@@ -1,4 +1,5 @@
-//! Quantization reports: `quantization.json`, which lies beside graphs and context binaries.
+//! Descriptions of quantization reports: the file `quantization.json` beside graphs and context
+//! binaries.
 
 use std::fs::File;
 use std::io::Read;
@@ -7,32 +8,37 @@ use std::path::Path;
 use crate::base::{Code, Context, Result, open_file};
 use crate::model::quant_report::QuantReport;
 
-/// The largest report that is read: ten thousand tensors have 3 MB.
+/// Size limit of a report. One of ten thousand tensors has 3 MB.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// What lies beside a model.
-const BESIDE: &str = "quantization.json";
+/// The name of the report of a model in the same folder.
+const FILE_NAME: &str = "quantization.json";
 
-/// The summary, and the tensors if asked for; with `json`, the text itself.
+/// The summary, and a table of the tensors if `tensors`; with `json`, the file itself.
 pub(super) fn describe(file: &File, tensors: bool, json: bool) -> Result<String> {
     let text = read(file)?;
-    let described = spell(&text, tensors)?;
-    Ok(if json {
-        String::from_utf8_lossy(&text).into_owned()
-    } else {
-        described
-    })
+    let description = render(&text, tensors)?;
+    if json {
+        return Ok(String::from_utf8_lossy(&text).into_owned());
+    }
+    Ok(description)
 }
 
-/// What the quantization report beside the model at `path` says; nothing where there is none that can be read.
-pub(super) fn beside(path: &Path, tensors: bool) -> String {
-    let file = path
-        .parent()
-        .and_then(|folder| open_file(&folder.join(BESIDE)).ok());
-    let described = file.and_then(|file| spell(&read(&file).ok()?, tensors).ok());
-    described.map_or(String::new(), |text| {
-        format!("\nthe weights as stored, against the file they came from\n{text}")
-    })
+/// The description of the report in the folder of the model at `path`; empty if there is no
+/// readable report.
+pub(super) fn text_beside(path: &Path, tensors: bool) -> String {
+    match describe_beside(path, tensors) {
+        Ok(description) => {
+            format!("\nthe stored weights, compared with the source file\n{description}")
+        }
+        Err(_) => String::new(),
+    }
+}
+
+fn describe_beside(path: &Path, tensors: bool) -> Result<String> {
+    let path = path.with_file_name(FILE_NAME);
+    let file = open_file(&path).context(Code::CallUnreadable, || "open it".into())?;
+    describe(&file, tensors, false)
 }
 
 fn read(file: &File) -> Result<Vec<u8>> {
@@ -43,12 +49,10 @@ fn read(file: &File) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-fn spell(text: &[u8], tensors: bool) -> Result<String> {
+fn render(text: &[u8], tensors: bool) -> Result<String> {
     let report = QuantReport::read(text)?;
-    let tensors = if tensors {
-        format!("\n{}", report.table())
-    } else {
-        String::new()
-    };
-    Ok(format!("{report}{tensors}"))
+    if tensors {
+        return Ok(format!("{report}\n{}", report.table()));
+    }
+    Ok(report.to_string())
 }

@@ -1,35 +1,31 @@
-//! `--locked`: a build that must come to what the lock beside the plan says.
+//! `--locked`: a build whose result must be that of the lock file beside the plan.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::super::columns::columns;
 use super::super::session::Session;
 use super::super::{Common, Failed};
-use super::columns::columns;
 use super::verify;
 use crate::action::ActionKey;
 use crate::base::{Code, Problem, Result, count};
-use crate::engine::differences;
+use crate::engine;
 use crate::events::Why;
-use crate::plan::{PlannedStage, StageId};
 use crate::records::compare::{self, Cause, Difference, few};
 use crate::records::{BuildRecord, StageRecord, lock};
 use crate::store::ActionCache;
 
-/// A lock that a build is held against.
+/// A lock file that a build is compared with.
 pub(in crate::cli) struct Locked<'a> {
     path: PathBuf,
     record: BuildRecord,
     common: &'a Common,
 }
 
-/// The canonical text of an action, by its key.
-type Texts<'a> = &'a dyn Fn(&ActionKey) -> Result<Option<String>>;
-
 impl<'a> Locked<'a> {
-    /// Reads the lock at `path`.
+    /// Reads the lock file at `path`.
     pub(super) fn read(path: PathBuf, common: &'a Common) -> Result<Self> {
         if !path.exists() {
             return Err(lock::none_at(&path));
@@ -41,54 +37,61 @@ impl<'a> Locked<'a> {
         })
     }
 
-    /// Holds what the plan and this kiln say against it, before anything runs.
-    pub(super) fn hold_outline(&self, session: &Session) -> Result<(), Failed> {
-        let mut differs = compare::compare_plan(&self.record, &session.outline);
-        if differs
+    /// Compares the plan and this version of kiln with the lock, before anything runs.
+    pub(super) fn compare_outline(&self, session: &Session) -> Result<(), Failed> {
+        let mut differences = compare::compare_plan(&self.record, &session.outline);
+        if differences
             .iter()
-            .any(|difference| self.made(difference).is_some())
+            .any(|difference| self.locked_stage(difference).is_some())
         {
-            // Runs nothing, but finds what the actions would be. Where it cannot, the digests must
-            // do.
-            let built = session.dry_run().unwrap_or_default();
-            let parts = built.parts.iter();
-            let now: BTreeMap<(&str, &str), ActionKey> = parts
-                .clone()
-                .map(|part| {
-                    (
-                        (part.id.stage.as_str(), part.id.part.as_str()),
-                        part.task.key,
-                    )
-                })
-                .collect();
-            let texts: BTreeMap<ActionKey, String> = parts
-                .map(|part| (part.task.key, part.task.action.canonical_text()))
-                .collect();
-            for difference in &mut differs {
-                let Some(made) = self.made(difference) else {
-                    continue;
-                };
-                let key = |part: &str| now.get(&(difference.stage.as_str(), part)).copied();
-                let fields =
-                    fields(session, made, key, &|key| Ok(texts.get(key).cloned()))?.lines(is_said);
-                if !fields.is_empty() {
-                    // They say what the digest only hints at.
-                    difference.what.retain(|line| !line.starts_with("params: "));
-                    difference.what.extend(fields);
-                }
-            }
+            self.add_changed_fields(&mut differences, session)?;
         }
-        if differs.is_empty() {
-            Ok(())
-        } else {
-            self.judge(&differs, &[])
+        if differences.is_empty() {
+            return Ok(());
         }
+        self.report(&differences, &[])
     }
 
-    /// Holds what was built against it.
-    pub(super) fn hold(&self, built: &BuildRecord, session: &Session) -> Result<(), Failed> {
-        let mut differs = compare::compare_build(&self.record, built, &session.outline);
-        for difference in &mut differs {
+    /// Adds the fields of the actions in which stages of the plan differ from the lock.
+    fn add_changed_fields(&self, differences: &mut [Difference], session: &Session) -> Result<()> {
+        // Finds the actions of today without running them. If that fails, the digests of the
+        // parameters have to be enough.
+        let built = session.dry_run().unwrap_or_default();
+        let mut keys: BTreeMap<(&str, &str), ActionKey> = BTreeMap::new();
+        let mut texts: BTreeMap<ActionKey, String> = BTreeMap::new();
+        for part in &built.parts {
+            let key = part.task.key;
+            keys.insert((&part.id.stage, &part.id.part), key);
+            texts.insert(key, part.task.action.canonical_text());
+        }
+        for difference in differences {
+            let Some(locked) = self.locked_stage(difference) else {
+                continue;
+            };
+            let changed = changed_fields(
+                session,
+                locked,
+                |part| keys.get(&(difference.stage.as_str(), part)).copied(),
+                |key| Ok(texts.get(key).cloned()),
+            )?;
+            let lines = changed.lines(is_of_plan);
+            if !lines.is_empty() {
+                // These lines are more exact than the digest of the parameters.
+                difference.what.retain(|line| !line.starts_with("params: "));
+                difference.what.extend(lines);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the results of the build with the lock.
+    pub(super) fn compare_build(
+        &self,
+        built: &BuildRecord,
+        session: &Session,
+    ) -> Result<(), Failed> {
+        let mut differences = compare::compare_build(&self.record, built, &session.outline);
+        for difference in &mut differences {
             let id = difference.stage.as_str();
             let (Some(old), Some(new)) = (self.record.stage.get(id), built.stage.get(id)) else {
                 continue;
@@ -96,183 +99,186 @@ impl<'a> Locked<'a> {
             if difference.cause != Cause::Kiln {
                 continue;
             }
-            let files = files(session, id)?;
+            let files = local_files(session, id)?;
             if !files.is_empty() {
                 difference.cause = Cause::Input;
                 difference
                     .what
-                    .push(format!("a file of this machine: {}", files.join(", ")));
+                    .push(format!("a local file: {}", files.join(", ")));
             }
-            let text = |key: &ActionKey| Ok(session.store.get(key)?.map(|result| result.action));
-            let fields = fields(session, old, |part| new.actions.get(part).copied(), &text)?;
-            difference.what.extend(fields.lines(|_| true));
-            difference.what.extend(other_names(old, new));
+            let changed = changed_fields(
+                session,
+                old,
+                |part| new.actions.get(part).copied(),
+                |key| match session.store.get(key)? {
+                    Some(result) => Ok(Some(result.action)),
+                    None => Ok(None),
+                },
+            )?;
+            difference.what.extend(changed.lines(|_| true));
+            difference.what.extend(changed_part_names(old, new));
         }
-        self.judge(&differs, &compare::figures(&self.record, built))
+        self.report(&differences, &compare::figures(&self.record, built))
     }
 
-    /// Holds what lies in `out` of `stages` against it, byte by byte; figures against what was
-    /// `built`.
-    pub(super) fn hold_written(
+    /// Compares the files of `stages` in `out` with the lock. Measured files are compared with
+    /// what was `built`.
+    pub(super) fn compare_files(
         &self,
         built: &BuildRecord,
         out: &Path,
         stages: &[&str],
     ) -> Result<(), Failed> {
         let mut files = self.record.files();
-        // What is a figure is for the plan to say, not for a lock.
+        // The plan, not the lock, says which stages measure.
         files.extend(built.files_of(|made| made.measured));
-        verify::hold(&self.record, &files, &self.path, out, stages, self.common)
+        verify::check_written(&self.record, &files, &self.path, out, stages, self.common)
     }
 
-    /// What is locked of a stage of which the plan says something else.
-    fn made(&self, difference: &Difference) -> Option<&StageRecord> {
-        self.record
-            .stage
-            .get(difference.stage.as_str())
-            .filter(|_| difference.cause == Cause::Plan)
+    /// The locked stage, if the plan is the cause of the difference.
+    fn locked_stage(&self, difference: &Difference) -> Option<&StageRecord> {
+        if difference.cause != Cause::Plan {
+            return None;
+        }
+        self.record.stage.get(difference.stage.as_str())
     }
 
-    /// Says what differs, and that this is a problem; and which stages measured other `figures`,
-    /// which is none.
-    fn judge(&self, differs: &[Difference], figures: &[&str]) -> Result<(), Failed> {
+    /// Prints the differences and fails if there are any. Also prints which stages have other
+    /// measured values (`figures`), which is no failure.
+    fn report(&self, differences: &[Difference], figures: &[&str]) -> Result<(), Failed> {
         let Common { json, .. } = self.common;
         if *json {
-            let line = json!({"locked": self.path, "differs": differs, "figures": figures});
+            let line = json!({"locked": self.path, "differs": differences, "figures": figures});
             self.common.print(&format!("{line}\n"));
+        } else if !differences.is_empty() {
+            self.common.print(&difference_table(differences));
+        } else if !figures.is_empty() {
+            let stages = figures.join(", ");
+            self.common.print(&format!(
+                "measured values differ from the lock file: {stages}\n"
+            ));
         }
-        if differs.is_empty() {
-            if !json && !figures.is_empty() {
-                let figures = figures.join(", ");
-                self.common.print(&format!(
-                    "measured here, with other figures than locked: {figures}\n"
-                ));
-            }
+        if differences.is_empty() {
             return Ok(());
         }
-        if !json {
-            self.common.print(&table(differs));
-        }
         let message = format!(
-            "{} not as {} says; nothing was written",
-            stages_are(differs.len()),
+            "{} {} from {}; no artifacts were written",
+            count(differences.len(), "stage"),
+            verify::differ_verb(differences.len()),
             self.path.display()
         );
-        Err(Problem::new(Code::LockDiffers, message)
-            .help(
-                "if this is meant: kiln build PLAN.toml --lock, and review what changes in the \
-                 lock",
-            )
-            .into())
+        let help = "if this is intended, run `kiln build PLAN.toml --lock` and review the new lock \
+                    file";
+        Err(Problem::new(Code::LockDiffers, message).help(help).into())
     }
 }
 
-/// The very fields in which today's actions are others, by the first part whose locked action the
-/// cache still has.
-fn fields(
+/// The differences between two actions of one part.
+#[derive(Default)]
+struct ChangedFields {
+    part: String,
+    differences: Vec<Why>,
+}
+
+impl ChangedFields {
+    /// The differences that `filter` accepts, one per line.
+    fn lines(&self, filter: fn(&Why) -> bool) -> Vec<String> {
+        let mut lines = vec![];
+        for why in &self.differences {
+            if !filter(why) {
+                continue;
+            }
+            lines.push(match self.part.as_str() {
+                "" => why.to_string(),
+                part => format!("{part}: {why}"),
+            });
+        }
+        few(lines)
+    }
+}
+
+/// The differences between a locked action and an action of this build, for the first part whose
+/// actions differ and whose locked action the cache still has. `new_key` has the key of each part
+/// now, `new_action` the canonical text of its action.
+fn changed_fields(
     session: &Session,
     old: &StageRecord,
-    new: impl Fn(&str) -> Option<ActionKey>,
-    texts: Texts,
-) -> Result<Fields> {
-    for (part, was, is) in compare::other_parts(old, new) {
-        let Some(before) = session.store.get(&was)? else {
+    new_key: impl Fn(&str) -> Option<ActionKey>,
+    new_action: impl Fn(&ActionKey) -> Result<Option<String>>,
+) -> Result<ChangedFields> {
+    for (part, old_key, new_key) in compare::other_parts(old, new_key) {
+        let Some(locked) = session.store.get(&old_key)? else {
             continue;
         };
-        let read = |text: &str| serde_json::from_str::<Value>(text).ok();
-        let (Some(before), Some(now)) =
-            (read(&before.action), texts(&is)?.as_deref().and_then(read))
-        else {
+        let Some(new_text) = new_action(&new_key)? else {
             continue;
         };
-        return Ok(Fields {
-            part: part.into(),
-            differ: differences(&before, &now),
-        });
+        let old_action: Result<Value, _> = serde_json::from_str(&locked.action);
+        let new_action: Result<Value, _> = serde_json::from_str(&new_text);
+        if let (Ok(old_action), Ok(new_action)) = (old_action, new_action) {
+            return Ok(ChangedFields {
+                part: part.into(),
+                differences: engine::differences(&old_action, &new_action),
+            });
+        }
     }
-    Ok(Fields::default())
+    Ok(ChangedFields::default())
 }
 
-/// What differs between two actions of one part.
-#[derive(Default)]
-struct Fields {
-    part: String,
-    differ: Vec<Why>,
-}
-
-impl Fields {
-    fn lines(&self, is_asked_for: fn(&Why) -> bool) -> Vec<String> {
-        let part = if self.part.is_empty() {
-            String::new()
-        } else {
-            format!("{}: ", self.part)
-        };
-        few(self
-            .differ
-            .iter()
-            .filter(|why| is_asked_for(why))
-            .map(|why| format!("{part}{why}"))
-            .collect())
-    }
-}
-
-/// Whether it is the plan that says so, and not what the stage takes from.
-fn is_said(why: &Why) -> bool {
+/// Whether a difference comes from the plan itself, not from the inputs of the stage.
+fn is_of_plan(why: &Why) -> bool {
     matches!(
         why,
         Why::Kind { .. } | Why::StageVersion { .. } | Why::Param { .. }
     )
 }
 
-/// The files of this machine that a stage reads.
-fn files(session: &Session, id: &str) -> Result<Vec<String>> {
-    let planned = |stage: &&PlannedStage| stage.id == StageId(id.into());
-    let Some(stage) = session.plan.stages.iter().find(planned) else {
+/// The local files that a stage reads.
+fn local_files(session: &Session, id: &str) -> Result<Vec<String>> {
+    let Some(stage) = session.stage(id) else {
         return Ok(vec![]);
     };
     let Some(kind) = session.stages.get(&stage.kind) else {
         return Ok(vec![]);
     };
-    Ok(few(kind
-        .files(&stage.params)?
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect()))
+    let mut paths = vec![];
+    for path in kind.files(&stage.params)? {
+        paths.push(path.display().to_string());
+    }
+    Ok(few(paths))
 }
 
-fn stages_are(number: usize) -> String {
-    format!(
-        "{} {}",
-        count(number, "stage"),
-        if number == 1 { "is" } else { "are" }
-    )
+/// How many parts of a stage are new and how many are gone, if any.
+fn changed_part_names(old: &StageRecord, new: &StageRecord) -> Option<String> {
+    let added = count_missing(new, old);
+    let removed = count_missing(old, new);
+    if added + removed == 0 {
+        return None;
+    }
+    Some(format!("{} added, {removed} removed", count(added, "part")))
 }
 
-/// Parts that came or went.
-fn other_names(old: &StageRecord, new: &StageRecord) -> Option<String> {
-    let came = new
-        .actions
-        .keys()
-        .filter(|part| !old.actions.contains_key(*part))
-        .count();
-    let went = old
-        .actions
-        .keys()
-        .filter(|part| !new.actions.contains_key(*part))
-        .count();
-    (came + went > 0).then(|| format!("{} came, {went} went", count(came, "part")))
+/// How many parts of `stage` the stage `other` does not have.
+fn count_missing(stage: &StageRecord, other: &StageRecord) -> usize {
+    let mut missing = 0;
+    for part in stage.actions.keys() {
+        missing += usize::from(!other.actions.contains_key(part));
+    }
+    missing
 }
 
-fn table(differs: &[Difference]) -> String {
+fn difference_table(differences: &[Difference]) -> String {
     let mut rows = vec![["stage", "cause", "what"].map(String::from)];
-    for difference in differs {
+    for difference in differences {
         let mut lines = difference.lines().into_iter();
         rows.push([
             difference.stage.clone(),
             difference.cause.to_string(),
             lines.next().unwrap_or_default(),
         ]);
-        rows.extend(lines.map(|line| [String::new(), String::new(), line]));
+        for line in lines {
+            rows.push([String::new(), String::new(), line]);
+        }
     }
     columns(&rows)
 }

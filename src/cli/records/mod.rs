@@ -1,7 +1,5 @@
-//! The options of `build` that write records of it, beside the artifacts and beside the plan, or
-//! compare the build with them.
+//! The options of `build` that write records of a build, or compare it with a lock file.
 
-mod columns;
 mod locked;
 mod rebuild_check;
 mod verify;
@@ -29,64 +27,58 @@ use crate::records::provenance::{self, Sources, Terms};
 use crate::records::{BuildRecord, lock};
 use crate::store::{Notes, Stamp};
 
-/// The records in the folder of artifacts; the last only on request.
+/// The records in the folder of artifacts. The last is optional.
 pub(super) const NAMES: [&str; 3] = ["receipt.json", "SHA256SUMS", "provenance.json"];
 
-/// Takes away the records in `out`, which no longer tell what lies beside them.
-pub(super) fn withdraw(out: &Path) -> Result<()> {
+/// Removes the records in `out`, which do not describe the artifacts any more.
+pub(super) fn remove_records(out: &Path) -> Result<()> {
     for path in NAMES.map(|name| out.join(name)) {
-        let removed = fs::remove_file(&path);
-        removed
-            .or_else(|error| {
-                if error.kind() == ErrorKind::NotFound {
-                    Ok(())
-                } else {
-                    Err(error)
-                }
-            })
-            .context(Code::PublishReceipt, || {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            result => result.context(Code::PublishReceipt, || {
                 format!("remove {}", path.display())
-            })?;
+            })?,
+        }
     }
     Ok(())
 }
 
-/// Which records, and whether a build is held to them.
+/// Which records to write, and what to compare the build with.
 #[derive(clap::Args)]
 #[group(skip)]
 pub struct Args {
-    /// Write what the build comes to beside the plan, as NAME.lock
+    /// Write the digests of the build to NAME.lock beside the plan
     #[arg(long, conflicts_with = "locked")]
     lock: bool,
-    /// Write nothing out if the build comes to something else than the lock beside the plan says;
-    /// exit code 3
+    /// Compare the build with the lock file beside the plan; if they differ, write no artifacts and
+    /// exit with code 3
     #[arg(long)]
     locked: bool,
-    /// Run the parts of STAGE, or of all that do not reach outside, once more and compare; exit
-    /// code 3 if bytes differ
+    /// Run the parts of STAGE a second time and compare the outputs; exit code 3 if bytes differ
+    /// [default: all stages that use no network, device or program]
     #[arg(long)]
     check: bool,
-    /// Write provenance.json beside the receipt: an in-toto statement in the terms of SLSA
+    /// Write provenance.json beside the artifacts: an in-toto statement with SLSA provenance
     #[arg(long)]
     provenance: bool,
 }
 
 impl Args {
-    /// The lock to hold the build to, if any. What differs already in the plan is said now, before
+    /// The lock to compare the build with, if any. Fails if the plan alone differs from it, before
     /// anything runs.
-    pub(super) fn locked<'a>(
+    pub(super) fn read_lock<'a>(
         &self,
         plan: &PlanArgs,
-        wanted: &[String],
+        selected: &[String],
         session: &Session,
         common: &'a Common,
     ) -> Result<Option<Locked<'a>>, Failed> {
-        if self.lock && !wanted.is_empty() {
+        if self.lock && !selected.is_empty() {
             let message = format!(
                 "--lock with {}: a lock covers the whole plan",
-                wanted.join(", ")
+                selected.join(", ")
             );
-            let help = "remove the stages; only `--locked` takes some";
+            let help = "remove the stages; only `--locked` can be used with stages";
             return Err(Problem::new(Code::CallLockOfPart, message)
                 .help(help)
                 .into());
@@ -95,25 +87,25 @@ impl Args {
             return Ok(None);
         }
         let locked = Locked::read(lock::beside(&plan.path), common)?;
-        locked.hold_outline(session)?;
+        locked.compare_outline(session)?;
         Ok(Some(locked))
     }
 }
 
-/// What a build came to, for whoever asks on paper.
+/// A finished build, of which records are written.
 pub(super) struct Records<'a> {
     args: &'a Args,
     plan: &'a PlanArgs,
     session: &'a Session<'a>,
     built: &'a Built,
     kept: &'a [(String, Manifest)],
-    /// StageRecord once someone asks.
+    /// Computed when it is needed first.
     record: OnceCell<BuildRecord>,
 }
 
 impl<'a> Records<'a> {
-    /// Of a whole build, of which `kept` is written out.
-    pub(super) fn of(
+    /// For a successful build, of which `kept` is written.
+    pub(super) fn new(
         args: &'a Args,
         plan: &'a PlanArgs,
         session: &'a Session<'a>,
@@ -161,130 +153,128 @@ impl<'a> Records<'a> {
         Ok(self.record.get_or_init(|| record))
     }
 
-    /// Holds the build to a lock.
-    pub(super) fn hold(&self, locked: &Locked) -> Result<(), Failed> {
-        locked.hold(self.record()?, self.session)
+    /// Compares the build with a lock.
+    pub(super) fn compare_build(&self, locked: &Locked) -> Result<(), Failed> {
+        locked.compare_build(self.record()?, self.session)
     }
 
-    /// Holds what was written into `out` to a lock.
-    pub(super) fn hold_written(&self, locked: &Locked, out: &Path) -> Result<(), Failed> {
-        locked.hold_written(
-            self.record()?,
-            out,
-            &self
-                .kept
-                .iter()
-                .map(|(stage, _)| stage.as_str())
-                .collect::<Vec<_>>(),
-        )
+    /// Compares the files in `out` with a lock.
+    pub(super) fn compare_files(&self, locked: &Locked, out: &Path) -> Result<(), Failed> {
+        let stages: Vec<&str> = self.kept.iter().map(|(stage, _)| stage.as_str()).collect();
+        locked.compare_files(self.record()?, out, &stages)
     }
 
-    /// Writes the receipt and what belongs beside it into `out`; yields whether any was another or
-    /// none was there. If nothing changed since it was last done, which a note knows, nothing
-    /// is spelled.
+    /// Writes the receipt and the other records to `out`. Returns whether any of them changed. If a
+    /// note says that nothing changed since the last time, does nothing.
     pub(super) fn write(&self, out: &Path) -> Result<bool> {
-        let statement = self.args.provenance.then(|| self.terms()).transpose()?;
-        let names = if statement.is_some() {
-            &NAMES[..]
+        let terms = if self.args.provenance {
+            Some(self.terms()?)
         } else {
-            &NAMES[..2]
+            None
+        };
+        let names = match terms {
+            Some(_) => &NAMES[..],
+            None => &NAMES[..2],
         };
         let paths: Vec<PathBuf> = names.iter().map(|name| out.join(name)).collect();
-        let stamps = || -> Option<String> {
-            let stamp = |path: &PathBuf| Some(Stamp::of(&fs::symlink_metadata(path).ok()?));
-            serde_json::to_string(&paths.iter().map(stamp).collect::<Option<Vec<_>>>()?).ok()
-        };
-        let question = self.question(out, statement.as_ref())?;
-        let noted = self.session.store.read(&question)?.map(|note| note.text);
-        if noted.is_some() && noted == stamps() {
+        let note_key = self.note_key(out, terms.as_ref())?;
+        let note = self.session.store.read(&note_key)?;
+        if let Some(note) = note
+            && stamps_of(&paths) == Some(note.text)
+        {
             return Ok(false);
         }
         let record = self.record()?;
-        let mut texts = vec![pretty(record)?, record.sums().into_bytes()];
-        if let Some(terms) = &statement {
-            texts.push(pretty(&provenance::statement(
-                record,
-                terms,
-                &self.sources(),
-            )?)?);
+        let mut texts = vec![pretty_json(record)?, record.sums().into_bytes()];
+        if let Some(terms) = &terms {
+            let statement = provenance::statement(record, terms, &self.sources())?;
+            texts.push(pretty_json(&statement)?);
         }
-        let mut wrote = false;
+        let mut changed = false;
         for (path, text) in paths.iter().zip(texts) {
-            wrote |= replace(path, &text)?;
+            changed |= write_if_changed(path, &text)?;
         }
-        if let Some(stamps) = stamps() {
-            self.session.store.write(&question, &stamps)?;
+        if let Some(stamps) = stamps_of(&paths) {
+            self.session.store.write(&note_key, &stamps)?;
         }
-        Ok(wrote)
+        Ok(changed)
     }
 
-    /// All that the records say hangs on this.
-    fn question(&self, out: &Path, statement: Option<&Terms>) -> Result<Digest> {
-        let completed: BTreeMap<&str, Digest> = self
-            .built
-            .completed
-            .iter()
-            .map(|(id, completed)| (id.0.as_str(), completed.digest()))
-            .collect();
-        let keep = self
-            .session
-            .plan
-            .stages
-            .iter()
-            .map(|stage| (&stage.id, format!("{:?}", stage.keep)));
-        let keep: BTreeMap<_, _> = keep.map(|(id, keep)| (id.0.as_str(), keep)).collect();
+    /// The key of the note about written records: a digest of everything that they depend on.
+    fn note_key(&self, out: &Path, terms: Option<&Terms>) -> Result<Digest> {
+        let mut completed: BTreeMap<&str, Digest> = BTreeMap::new();
+        for (id, stage) in &self.built.completed {
+            completed.insert(&id.0, stage.digest());
+        }
+        let mut keep: BTreeMap<&str, String> = BTreeMap::new();
+        for stage in &self.session.plan.stages {
+            keep.insert(&stage.id.0, format!("{:?}", stage.keep));
+        }
         let out = std::path::absolute(out)
             .context(Code::PublishReceipt, || format!("find {}", out.display()))?;
-        let question = json!({
-            "records": self.session.program, "plan": self.session.outline.digest, "sealed": completed, "keep": keep, "out": out,
-            "statement": statement,
+        let key = json!({
+            "records": self.session.program,
+            "plan": self.session.outline.digest,
+            "sealed": completed,
+            "keep": keep,
+            "out": out,
+            "statement": terms,
         });
-        Ok(hash_bytes(question.to_string().as_bytes()))
+        Ok(hash_bytes(key.to_string().as_bytes()))
     }
 
-    /// Runs once more what is to be checked.
+    /// Runs parts a second time, with `--check`.
     pub(super) fn check(
         &self,
-        wanted: &[String],
+        selected: &[String],
         limits: Limits,
         cancel: &AtomicBool,
         out: &Path,
         common: &Common,
     ) -> Result<(), Failed> {
-        match self.args.check {
-            true => rebuild_check::check(self, wanted, limits, cancel, out, common),
-            false => Ok(()),
+        if !self.args.check {
+            return Ok(());
         }
+        rebuild_check::check(self, selected, limits, cancel, out, common)
     }
 
-    /// Writes the lock, if it is asked for.
-    pub(super) fn lock(&self, common: &Common) -> Result<()> {
+    /// Writes the lock file, with `--lock`.
+    pub(super) fn write_lock(&self, common: &Common) -> Result<()> {
         if !self.args.lock {
             return Ok(());
         }
         let path = lock::beside(&self.plan.path);
-        let wrote = self.record()?.write_lock(&path)?;
-        common.print(&match common.json {
-            true => format!("{}\n", json!({"lock": path, "wrote": wrote})),
-            false => format!(
-                "{} {}\n",
-                if wrote { "locked in" } else { "as locked in" },
-                path.display()
-            ),
+        let changed = self.record()?.write_lock(&path)?;
+        common.print(&if common.json {
+            format!("{}\n", json!({"lock": path, "wrote": changed}))
+        } else if changed {
+            format!("lock file written: {}\n", path.display())
+        } else {
+            format!("lock file unchanged: {}\n", path.display())
         });
         Ok(())
     }
 }
 
-fn pretty(paper: &impl Serialize) -> Result<Vec<u8>> {
-    let mut text = serde_json::to_vec_pretty(paper)
+/// Size, time and inode of each file as JSON; `None` if a file is missing.
+fn stamps_of(paths: &[PathBuf]) -> Option<String> {
+    let mut stamps = vec![];
+    for path in paths {
+        stamps.push(Stamp::of(&fs::symlink_metadata(path).ok()?));
+    }
+    serde_json::to_string(&stamps).ok()
+}
+
+fn pretty_json(record: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(record)
         .context(Code::PublishReceipt, || "serialize a receipt".into())?;
     text.push(b'\n');
     Ok(text)
 }
 
-/// Puts `text` at `path`, whole or not at all; yields whether something else was there.
-fn replace(path: &Path, text: &[u8]) -> Result<bool> {
+/// Writes `text` to the file `path` atomically, unless it has this text. Returns whether it was
+/// written.
+fn write_if_changed(path: &Path, text: &[u8]) -> Result<bool> {
     if has_bytes(path, text) {
         return Ok(false);
     }

@@ -1,9 +1,9 @@
-//! `--check`: parts of a finished build run once more, through the same scheduler, and their bytes
-//! are compared.
+//! `--check`: runs parts of a finished build a second time, with the same scheduler, and compares the
+//! bytes of their outputs.
 //!
-//! Two wrappers do it. A cache that does not know the results to be checked makes their parts run;
-//! an executor hands on what they gave at first, whatever they give now, so that what follows is
-//! checked with the same inputs.
+//! Two wrappers do this. A cache that hides the results of these parts makes them run; an executor
+//! returns the outputs of the first run in place of the new ones, so that all later parts get the
+//! same inputs as before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,12 +13,12 @@ use std::sync::{Mutex, PoisonError};
 use serde::Serialize;
 use serde_json::json;
 
-use super::super::places::Places;
-use super::super::screen::{Screen, Views};
+use super::super::columns::columns;
+use super::super::output_paths::OutputPaths;
+use super::super::screen::{Screen, ViewArgs};
 use super::super::{Common, Failed};
 use super::Records;
-use super::columns::columns;
-use crate::action::{Action, ActionKey, Demand, Manifest, Outputs, Part, PartName, Stage};
+use crate::action::{Action, ActionKey, Demand, Manifest, Outputs, PartName, Stage};
 use crate::base::{Code, Digest, Problem, Result, count};
 use crate::engine::Limits;
 use crate::events::{Event, Failure, Failures, Listener, PartId, Why};
@@ -26,16 +26,16 @@ use crate::execute::{Executor, RunOutput, Watch};
 use crate::plan::PlannedStage;
 use crate::store::{ActionCache, ActionResult, CompleteCache, Disk, Links, publish};
 
-/// The actions to be checked, and the part that each is told of as.
-type Checked = BTreeMap<ActionKey, PartId>;
+/// The actions to check, with the part that each is reported as.
+type CheckedActions = BTreeMap<ActionKey, PartId>;
 
-/// Knows all results but those to be checked, and learns nothing.
-struct Forgetful<'a> {
+/// Hides the results of the checked actions, and stores nothing.
+struct HidingCache<'a> {
     inner: &'a Disk,
-    checked: &'a Checked,
+    checked: &'a CheckedActions,
 }
 
-impl ActionCache for Forgetful<'_> {
+impl ActionCache for HidingCache<'_> {
     fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>> {
         if self.checked.contains_key(key) {
             Ok(None)
@@ -49,129 +49,132 @@ impl ActionCache for Forgetful<'_> {
     }
 }
 
-/// Runs actions, and gives what they gave at first. Not those that run in every build, unless they
-/// are to be checked.
-struct Again<'a> {
+/// Runs checked actions, compares their outputs with those of the first run, and returns the
+/// outputs of the first run. Does not run other actions that have a result, such as those that run
+/// in every build.
+struct ComparingExecutor<'a> {
     inner: &'a dyn Executor,
-    known: &'a Disk,
-    checked: &'a Checked,
+    first_results: &'a Disk,
+    checked: &'a CheckedActions,
     ran: AtomicUsize,
-    others: Mutex<Vec<Other>>,
+    mismatches: Mutex<Vec<Mismatch>>,
 }
 
-/// What of one action's outputs is not the same twice.
-struct Other {
+/// The outputs of an action that differ between its two runs.
+struct Mismatch {
     key: ActionKey,
     first: Outputs,
-    again: Outputs,
+    second: Outputs,
 }
 
-impl Executor for Again<'_> {
+impl Executor for ComparingExecutor<'_> {
     fn run(&self, action: &Action, demand: &Demand, watch: &dyn Watch) -> Result<RunOutput> {
         let key = action.key();
-        if !self.checked.contains_key(&key)
-            && let Some(known) = (CompleteCache {
-                actions: self.known,
-                blobs: self.known,
-            })
-            .get(&key)?
-        {
-            return Ok(RunOutput {
-                outputs: known.outputs,
-                peak_memory_bytes: known.peak_memory_bytes,
-            });
+        if !self.checked.contains_key(&key) {
+            let complete = CompleteCache {
+                actions: self.first_results,
+                blobs: self.first_results,
+            };
+            if let Some(result) = complete.get(&key)? {
+                return Ok(RunOutput {
+                    outputs: result.outputs,
+                    peak_memory_bytes: result.peak_memory_bytes,
+                });
+            }
         }
         let ran = self.inner.run(action, demand, watch)?;
-        let Some(known) = self.known.get(&key)? else {
+        let Some(first_result) = self.first_results.get(&key)? else {
             return Ok(ran);
         };
         self.ran.fetch_add(1, Ordering::Relaxed);
-        let (first, again) = (
-            unlike(&known.outputs, &ran.outputs),
-            unlike(&ran.outputs, &known.outputs),
-        );
-        if !first.is_empty() || !again.is_empty() {
-            self.others
+        let first = differing_outputs(&first_result.outputs, &ran.outputs);
+        let second = differing_outputs(&ran.outputs, &first_result.outputs);
+        if !first.is_empty() || !second.is_empty() {
+            let mut mismatches = self
+                .mismatches
                 .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(Other { key, first, again });
+                .unwrap_or_else(PoisonError::into_inner);
+            mismatches.push(Mismatch { key, first, second });
         }
         Ok(RunOutput {
-            outputs: known.outputs,
+            outputs: first_result.outputs,
             ..ran
         })
     }
 }
 
-/// Those of `outputs` that `others` has not with the same bytes and facts, wherever the bytes lie.
-fn unlike(outputs: &Outputs, others: &Outputs) -> Outputs {
-    let is = |a: &Part, b: &Part| a.content.digest == b.content.digest && a.facts == b.facts;
-    let is_other =
-        |(name, part): &(&PartName, &Part)| !others.get(*name).is_some_and(|other| is(part, other));
-    outputs
-        .iter()
-        .filter(is_other)
-        .map(|(name, part)| (name.clone(), part.clone()))
-        .collect()
+/// Those of `outputs` that `others` does not have with the same bytes and facts. Where the bytes
+/// are in a blob does not matter.
+fn differing_outputs(outputs: &Outputs, others: &Outputs) -> Outputs {
+    let mut differing = Outputs::default();
+    for (name, part) in outputs {
+        if let Some(other) = others.get(name)
+            && part.content.digest == other.content.digest
+            && part.facts == other.facts
+        {
+            continue;
+        }
+        differing.insert(name.clone(), part.clone());
+    }
+    differing
 }
 
-/// Runs the parts of the stages `wanted`, or of all that do not reach outside, once more.
+/// Runs the parts of the stages `selected` a second time; without a selection, those of all stages
+/// that should be reproducible.
 pub(super) fn check(
     records: &Records,
-    wanted: &[String],
+    selected: &[String],
     limits: Limits,
     cancel: &AtomicBool,
     out: &Path,
     common: &Common,
 ) -> Result<(), Failed> {
     let session = records.session;
-    let checked = checked(records, wanted)?;
-    let local = session.local();
-    let again = Again {
+    let checked = checked_actions(records, selected)?;
+    let local = session.local_executor();
+    let executor = ComparingExecutor {
         inner: &local,
-        known: &session.store,
+        first_results: &session.store,
         checked: &checked,
         ran: AtomicUsize::new(0),
-        others: Mutex::default(),
+        mismatches: Mutex::default(),
     };
-    let forgetful = Forgetful {
+    let cache = HidingCache {
         inner: &session.store,
         checked: &checked,
     };
-    let (failures, others) = listened(common, |listener| {
+    let (failures, problems) = run_with_views(common, |listener| {
         session
-            .prepared(&forgetful, &again, limits, cancel)
+            .new_build(&cache, &executor, limits, cancel)
             .run(listener);
     })?;
-    if !failures.is_empty() || !others.is_empty() {
-        return Err(session.failed(&failures, others));
+    if !failures.is_empty() || !problems.is_empty() {
+        return Err(session.failed(&failures, problems));
     }
     if cancel.load(Ordering::Relaxed) {
-        let message = "interrupted: what was built is written out, but not checked to the end";
+        let message = "interrupted: the artifacts are written, but the check is not finished";
         return Err(Problem::new(Code::Cancelled, message).into());
     }
-    let ran = again.ran.into_inner();
-    let others = again
-        .others
+    let ran = executor.ran.into_inner();
+    let mismatches = executor
+        .mismatches
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    judge(&checked, others, ran, records, out, common)
+    report(&checked, mismatches, ran, records, out, common)
 }
 
-/// The actions of the stages to be checked.
-fn checked(records: &Records, wanted: &[String]) -> Result<Checked> {
+/// The actions of the stages to check.
+fn checked_actions(records: &Records, selected: &[String]) -> Result<CheckedActions> {
     let session = records.session;
-    let is_wanted = |stage: &&PlannedStage| match wanted {
-        [] => session
-            .stages
-            .get(&stage.kind)
-            .is_some_and(|kind| is_to_be_repeated(kind, stage)),
-        wanted => wanted
-            .iter()
-            .any(|name| stage.id.0 == *name || stage.name == *name),
-    };
-    let mut checked = Checked::new();
-    for stage in session.plan.stages.iter().filter(is_wanted) {
+    let mut checked = CheckedActions::new();
+    for stage in &session.plan.stages {
+        let is_selected = match session.stages.get(&stage.kind) {
+            Some(kind) if selected.is_empty() => is_reproducible(kind, stage),
+            _ => selected.contains(&stage.id.0) || selected.contains(&stage.name),
+        };
+        if !is_selected {
+            continue;
+        }
         let Some(completed) = records.built.completed.get(&stage.id) else {
             continue;
         };
@@ -185,17 +188,14 @@ fn checked(records: &Records, wanted: &[String]) -> Result<Checked> {
     Ok(checked)
 }
 
-/// Whether a stage, run twice, should give the same twice.
-fn is_to_be_repeated(kind: &dyn Stage, stage: &PlannedStage) -> bool {
-    !kind.spec().reaches_outside
-        && kind
-            .is_volatile(&stage.params)
-            .is_ok_and(|is_volatile| !is_volatile)
+/// Whether two runs of a stage should have the same outputs.
+fn is_reproducible(kind: &dyn Stage, stage: &PlannedStage) -> bool {
+    !kind.spec().reaches_outside && matches!(kind.is_volatile(&stage.params), Ok(false))
 }
 
-/// Shows the second run as the first was shown. With `--json` only what comes of it is said: a
-/// stream of events tells of one build. Yields what went wrong.
-fn listened(
+/// Shows the second run like the first one. With `--json`, only its result is printed: a stream of
+/// events describes one build. Returns failures of parts and other problems.
+fn run_with_views(
     common: &Common,
     run: impl FnOnce(&mut dyn Listener),
 ) -> Result<(Vec<Failure>, Vec<Problem>), Failed> {
@@ -204,20 +204,20 @@ fn listened(
         run(&mut failures);
         return Ok((failures.into_vec(), vec![]));
     }
-    let mut screen = Reasoned(Screen::open(
-        &Views::default(),
-        &mut Places::new(&common.cache, []),
+    let mut screen = CheckScreen(Screen::open(
+        &ViewArgs::default(),
+        &mut OutputPaths::new(&common.cache, []),
         common,
     )?);
     run(&mut screen);
-    let (_, failures, others) = screen.0.close();
-    Ok((failures, others))
+    let (_, failures, problems) = screen.0.close();
+    Ok((failures, problems))
 }
 
-/// Says why parts really run: the engine takes what is hidden from it for lost.
-struct Reasoned(Screen);
+/// Replaces the reasons for which parts run: the engine believes that the hidden results are lost.
+struct CheckScreen(Screen);
 
-impl Listener for Reasoned {
+impl Listener for CheckScreen {
     fn on_event(&mut self, event: &Event) {
         match event {
             Event::Started { part, .. } => self.0.on_event(&Event::Started {
@@ -229,7 +229,7 @@ impl Listener for Reasoned {
     }
 }
 
-/// An output that is not the same twice.
+/// An output that differs between two runs.
 #[derive(Serialize)]
 struct Row {
     part: String,
@@ -238,24 +238,25 @@ struct Row {
     again: Option<Digest>,
 }
 
-/// Keeps both copies of what differs, and says that this is a problem.
-fn judge(
-    checked: &Checked,
-    mut others: Vec<Other>,
+/// Writes both versions of the outputs that differ, prints a table of them, and fails if there are
+/// any.
+fn report(
+    checked: &CheckedActions,
+    mut mismatches: Vec<Mismatch>,
     ran: usize,
     records: &Records,
     out: &Path,
     common: &Common,
 ) -> Result<(), Failed> {
     let differs = out.join("differs");
-    others.sort_by_key(|other| checked.get(&other.key).map(PartId::to_string));
+    mismatches.sort_by_key(|mismatch| checked.get(&mismatch.key).map(PartId::to_string));
     let mut rows = vec![];
-    for Other { key, first, again } in &others {
+    for Mismatch { key, first, second } in &mismatches {
         let Some(part) = checked.get(key) else {
             continue;
         };
         let folder = differs.join(&part.stage).join(&part.part);
-        for (name, outputs) in [("first", first), ("again", again)] {
+        for (name, outputs) in [("first", first), ("again", second)] {
             let manifest = Manifest {
                 parts: outputs.clone(),
             };
@@ -266,60 +267,59 @@ fn judge(
                 Links::default(),
             )?;
         }
-        let names: BTreeSet<&PartName> = first.keys().chain(again.keys()).collect();
-        rows.extend(names.into_iter().map(|output| {
-            let digest = |outputs: &Outputs| outputs.get(output).map(|part| part.content.digest);
-            Row {
+        let names: BTreeSet<&PartName> = first.keys().chain(second.keys()).collect();
+        for output in names {
+            rows.push(Row {
                 part: part.to_string(),
                 output: output.clone(),
-                first: digest(first),
-                again: digest(again),
-            }
-        }));
+                first: digest_of(first, output),
+                again: digest_of(second, output),
+            });
+        }
     }
     if common.json {
         common.print(&format!("{}\n", json!({"checked": ran, "differs": rows})));
+    } else if rows.is_empty() {
+        let parts = count(ran, "part");
+        common.print(&format!("checked: {parts} ran twice with the same bytes\n"));
+    } else {
+        common.print(&mismatch_table(&rows));
     }
     if rows.is_empty() {
-        if !common.json {
-            common.print(&format!(
-                "checked: {} again, the same bytes\n",
-                count(ran, "part")
-            ));
-        }
         return Ok(());
     }
-    if !common.json {
-        common.print(&table(&rows));
-    }
     let message = format!(
-        "{} of {} did not give the same twice",
-        others.len(),
+        "{} of {} had other bytes in the second run",
+        mismatches.len(),
         count(ran, "part")
     );
-    Err(Problem::new(Code::CheckDiffers, message)
-        .help(format!(
-            "compare both copies: {}/STAGE/PART/first and .../again",
-            differs.display()
-        ))
-        .into())
+    let help = format!(
+        "compare both versions: {}/STAGE/PART/first and .../again",
+        differs.display()
+    );
+    Err(Problem::new(Code::CheckDiffers, message).help(help).into())
 }
 
-fn table(rows: &[Row]) -> String {
-    let short = |digest: &Option<Digest>| digest.map_or("nothing".into(), |digest| digest.short());
-    let title = ["part", "output", "first", "again"].map(String::from);
-    let row = |row: &Row| {
-        [
+fn digest_of(outputs: &Outputs, name: &PartName) -> Option<Digest> {
+    Some(outputs.get(name)?.content.digest)
+}
+
+fn mismatch_table(rows: &[Row]) -> String {
+    let mut table = vec![["part", "output", "first", "again"].map(String::from)];
+    for row in rows {
+        table.push([
             row.part.clone(),
             row.output.to_string(),
-            short(&row.first),
-            short(&row.again),
-        ]
-    };
-    columns(
-        &[title]
-            .into_iter()
-            .chain(rows.iter().map(row))
-            .collect::<Vec<_>>(),
-    )
+            short_digest(row.first),
+            short_digest(row.again),
+        ]);
+    }
+    columns(&table)
+}
+
+fn short_digest(digest: Option<Digest>) -> String {
+    match digest {
+        Some(digest) => digest.short(),
+        None => "nothing".into(),
+    }
 }

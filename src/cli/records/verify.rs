@@ -1,5 +1,5 @@
-//! `kiln verify`: the files of a build against the lock beside its plan. Needs neither cache nor
-//! network, and builds nothing.
+//! `kiln verify`: compares the files of a build with the lock file beside its plan. Needs neither
+//! cache nor network, and builds nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 
+use super::super::columns::columns;
 use super::super::{Common, Exit, Failed};
-use super::columns::columns;
 use crate::action::Registry;
 use crate::base::{Code, Problem, bytes, count, open_file};
 use crate::records::{Artifact, BuildRecord, lock};
@@ -21,35 +21,34 @@ use crate::store::hash_file_parallel;
 /// What to verify.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The plan; of it, only the lock beside it is read
+    /// The plan file; only the lock file beside it is read
     #[arg(value_name = "PLAN.toml")]
     plan: PathBuf,
-    /// Where the artifacts are, if not in out/PLAN
+    /// Folder of the artifacts [default: out/PLAN]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
-/// A file that is not as the lock says.
+/// A file that differs from the lock.
 #[derive(Debug, Serialize)]
 struct Fault {
     path: String,
     fault: Kind,
-    /// What exactly; empty where nothing is to be added.
+    /// Details; may be empty.
     what: String,
 }
 
 impl Fault {
-    /// Whether the file has other figures than those that were locked: they depend on the
-    /// processor. What gives figures is not for the lock alone to say.
-    fn is_of_figures(&self, locked: &BuildRecord, stages: &Registry) -> bool {
-        let made = self
-            .path
-            .split('/')
-            .next()
-            .and_then(|stage| locked.stage.get(stage));
-        let measures = |kind: &str| stages.get(kind).is_some_and(|kind| kind.spec().measures);
-        matches!(self.fault, Kind::Other)
-            && made.is_some_and(|made| made.measured && measures(&made.kind))
+    /// Whether a measured file has other values than the locked one, which may depend on the
+    /// processor. Both the lock and the stage kind must say that the stage measures.
+    fn is_measurement(&self, locked: &BuildRecord, stages: &Registry) -> bool {
+        let Some(made) = locked.stage.get(stage_of(&self.path)) else {
+            return false;
+        };
+        let Some(kind) = stages.get(&made.kind) else {
+            return false;
+        };
+        matches!(self.fault, Kind::Differs) && made.measured && kind.spec().measures
     }
 }
 
@@ -57,9 +56,10 @@ impl Fault {
 #[serde(rename_all = "kebab-case")]
 enum Kind {
     Missing,
-    Other,
+    #[serde(rename = "other")]
+    Differs,
     Unreadable,
-    /// The lock does not know it.
+    /// The lock does not have it.
     Unknown,
 }
 
@@ -70,49 +70,52 @@ pub(in crate::cli) fn run(args: &Args, common: &Common, stages: &Registry) -> Re
         return Err(lock::none_at(&path).into());
     }
     let locked = BuildRecord::read_lock(&path)?;
-    let out = args
-        .out
-        .clone()
-        .unwrap_or_else(|| Path::new("out").join(locked.plan.as_str()));
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => Path::new("out").join(locked.plan.as_str()),
+    };
     let files = locked.files();
-    let size_bytes = files.values().fold(0u64, |sum, artifact| {
-        sum.saturating_add(artifact.blake3.size_bytes)
-    });
-    let (figures, faults): (Vec<Fault>, Vec<Fault>) = faults(&locked, &files, &out, |_| true)
-        .into_iter()
-        .partition(|fault| fault.is_of_figures(&locked, stages));
+    let mut size_bytes = 0u64;
+    for artifact in files.values() {
+        size_bytes = size_bytes.saturating_add(artifact.blake3.size_bytes);
+    }
+    let (mut figures, mut faults) = (vec![], vec![]);
+    for fault in find_faults(&locked, &files, &out, |_| true) {
+        if fault.is_measurement(&locked, stages) {
+            figures.push(fault.path);
+        } else {
+            faults.push(fault);
+        }
+    }
     if common.json {
-        let figures: Vec<&str> = figures.iter().map(|fault| fault.path.as_str()).collect();
         let line = json!({"lock": path, "files": files.len(), "bytes": size_bytes, "faults": faults, "figures": figures});
         common.print(&format!("{line}\n"));
+    } else {
+        for path in &figures {
+            common.print(&format!(
+                "{path}: measured values differ from the lock file\n"
+            ));
+        }
     }
-    let number = count(files.len(), "file");
+    if !faults.is_empty() {
+        let problem = report(&faults, &out, &path, common);
+        let help = "write them again: kiln build PLAN.toml --locked";
+        return Err(problem.help(help).into());
+    }
     if !common.json {
-        for figures in &figures {
-            common.print(&format!(
-                "{}: measured, with other figures than locked\n",
-                figures.path
-            ));
-        }
+        let number = count(files.len(), "file");
+        common.print(&format!(
+            "{number}, {}: no difference from {}\n",
+            bytes(size_bytes),
+            path.display()
+        ));
     }
-    if faults.is_empty() {
-        if !common.json {
-            common.print(&format!(
-                "{number}, {}: as {} says\n",
-                bytes(size_bytes),
-                path.display()
-            ));
-        }
-        return Ok(Exit::Done);
-    }
-    Err(judge(&faults, &out, &path, common)
-        .help("write them again: kiln build PLAN.toml --locked")
-        .into())
+    Ok(Exit::Done)
 }
 
-/// Refuses what a build left in `out` of `stages`, if it is not what `files` say: those of the lock
-/// `locked` at `path`, and the figures that the build measured.
-pub(super) fn hold(
+/// Checks the files of `stages` in `out` after a build. `files` are those of the lock at `path`,
+/// except that measured files are those of the build.
+pub(super) fn check_written(
     locked: &BuildRecord,
     files: &BTreeMap<String, Artifact>,
     path: &Path,
@@ -120,113 +123,134 @@ pub(super) fn hold(
     stages: &[&str],
     common: &Common,
 ) -> Result<(), Failed> {
-    let faults = faults(locked, files, out, |stage| stages.contains(&stage));
+    let faults = find_faults(locked, files, out, |stage| stages.contains(&stage));
     if faults.is_empty() {
         return Ok(());
     }
     if common.json {
         common.print(&format!("{}\n", json!({"lock": path, "faults": faults})));
     }
-    let help = "somebody changed it without changing its time: remove it, and it is written again";
-    Err(judge(&faults, out, path, common).help(help).into())
+    let help = "it was changed without a change of its modification time: remove it and build \
+                again";
+    Err(report(&faults, out, path, common).help(help).into())
 }
 
-/// What is not as `locked` says in `out`, of the stages that are `wanted`; `files` are those of
-/// all.
-fn faults(
+/// The stage of the file `STAGE/NAME`.
+fn stage_of(path: &str) -> &str {
+    path.split('/').next().unwrap_or_default()
+}
+
+/// The differences between `out` and the lock, for the stages that `is_selected` accepts. `files`
+/// are the expected files of all stages.
+fn find_faults(
     locked: &BuildRecord,
     files: &BTreeMap<String, Artifact>,
     out: &Path,
-    wanted: impl Fn(&str) -> bool,
+    is_selected: impl Fn(&str) -> bool,
 ) -> Vec<Fault> {
-    let of_stages: Vec<(&String, &Artifact)> = files
-        .iter()
-        .filter(|(path, _)| path.split('/').next().is_some_and(&wanted))
+    let mut selected = vec![];
+    for (path, artifact) in files {
+        if is_selected(stage_of(path)) {
+            selected.push((path, artifact));
+        }
+    }
+    let mut faults: Vec<Fault> = selected
+        .par_iter()
+        .filter_map(|(path, artifact)| check_file(out, path, artifact))
         .collect();
-    let look = |(path, artifact): &(&String, &Artifact)| {
-        let (fault, what) = look(&out.join(path), artifact)?;
-        Some(Fault {
-            path: path.to_string(),
-            fault,
-            what,
-        })
-    };
-    let mut faults: Vec<Fault> = of_stages.par_iter().filter_map(look).collect();
     for (stage, made) in &locked.stage {
-        if wanted(stage.as_str()) && !made.artifacts.is_empty() {
-            unknown(out, stage.as_str(), files, &mut faults);
+        if is_selected(stage.as_str()) && !made.artifacts.is_empty() {
+            add_unknown_files(out, stage.as_str(), files, &mut faults);
         }
     }
     faults.sort_by(|a, b| a.path.cmp(&b.path));
     faults
 }
 
-/// Shows what is wrong.
-fn judge(faults: &[Fault], out: &Path, lock: &Path, common: &Common) -> Problem {
+/// Prints the faults as a table.
+fn report(faults: &[Fault], out: &Path, lock: &Path, common: &Common) -> Problem {
     if !common.json {
-        let row = |fault: &Fault| {
-            [
-                fault.fault.word().into(),
-                fault.path.clone(),
-                fault.what.clone(),
-            ]
-        };
-        common.print(&columns(&faults.iter().map(row).collect::<Vec<_>>()));
+        let mut rows = vec![];
+        for Fault { path, fault, what } in faults {
+            rows.push([fault.name().into(), path.clone(), what.clone()]);
+        }
+        common.print(&columns(&rows));
     }
-    let are = if faults.len() == 1 { "is" } else { "are" };
     let message = format!(
-        "{} in {} {are} not as {} says",
+        "{} in {} {} from {}",
         count(faults.len(), "file"),
         out.display(),
+        differ_verb(faults.len()),
         lock.display()
     );
     Problem::new(Code::VerifyDiffers, message)
 }
 
-/// What is wrong with a file, if anything is. Its size first, which costs nothing.
-fn look(path: &Path, artifact: &Artifact) -> Option<(Kind, String)> {
-    let expected = artifact.blake3;
-    let hashed = || -> io::Result<Option<String>> {
-        let found = fs::symlink_metadata(path)?;
-        if !found.is_file() {
-            return Err(io::Error::other("is no regular file"));
-        }
-        if found.len() != expected.size_bytes {
-            return Ok(Some(format!(
-                "has {} bytes, locked are {}",
-                found.len(),
-                expected.size_bytes
-            )));
-        }
-        let found = hash_file_parallel(&open_file(path)?, &AtomicBool::new(false))?
-            .filter(|found| *found != expected);
-        Ok(found.map(|found| format!("is {}, locked is {}", found.short(), expected.short())))
-    };
-    match hashed() {
-        Ok(other) => other.map(|what| (Kind::Other, what)),
+/// `differs` for one thing, `differ` for several.
+pub(super) fn differ_verb(number: usize) -> &'static str {
+    if number == 1 { "differs" } else { "differ" }
+}
+
+/// The fault of the file `path` in `out`, if it has one.
+fn check_file(out: &Path, path: &str, artifact: &Artifact) -> Option<Fault> {
+    let (fault, what) = match difference(&out.join(path), artifact) {
+        Ok(what) => (Kind::Differs, what?),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Some((Kind::Missing, String::new()))
+            (Kind::Missing, String::new())
         }
-        Err(error) => Some((Kind::Unreadable, error.to_string())),
+        Err(error) => (Kind::Unreadable, error.to_string()),
+    };
+    Some(Fault {
+        path: path.into(),
+        fault,
+        what,
+    })
+}
+
+/// How a file differs from the locked one, if it does. The size is compared first, which is fast.
+fn difference(path: &Path, artifact: &Artifact) -> io::Result<Option<String>> {
+    let expected = artifact.blake3;
+    let metadata = fs::symlink_metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("is no regular file"));
+    }
+    if metadata.len() != expected.size_bytes {
+        return Ok(Some(format!(
+            "has {} bytes, expected {}",
+            metadata.len(),
+            expected.size_bytes
+        )));
+    }
+    match hash_file_parallel(&open_file(path)?, &AtomicBool::new(false))? {
+        Some(found) if found != expected => Ok(Some(format!(
+            "is {}, expected {}",
+            found.short(),
+            expected.short()
+        ))),
+        _ => Ok(None),
     }
 }
 
-/// The files of a stage's folder that are not in the lock. Links are not followed.
-fn unknown(out: &Path, stage: &str, known: &BTreeMap<String, Artifact>, faults: &mut Vec<Fault>) {
+/// Adds the files in the folder of a stage that the lock does not have. Links are not followed.
+fn add_unknown_files(
+    out: &Path,
+    stage: &str,
+    files: &BTreeMap<String, Artifact>,
+    faults: &mut Vec<Fault>,
+) {
     let record = format!("{stage}/{}", crate::store::RECORD);
     let mut folders = vec![stage.to_string()];
     while let Some(folder) = folders.pop() {
-        let entries = match fs::read_dir(out.join(&folder)) {
-            // Then its files are missing, and named already.
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            entries => entries,
-        };
-        let mut fault =
-            |path: String, fault, what: String| faults.push(Fault { path, fault, what });
-        let entries = match entries.and_then(Iterator::collect::<io::Result<Vec<_>>>) {
+        let entries = match read_folder(&out.join(&folder)) {
             Ok(entries) => entries,
+            // All its files are reported as missing.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => {
-                fault(format!("{folder}/"), Kind::Unreadable, error.to_string());
+                faults.push(Fault {
+                    path: format!("{folder}/"),
+                    fault: Kind::Unreadable,
+                    what: error.to_string(),
+                });
                 continue;
             }
         };
@@ -234,18 +258,26 @@ fn unknown(out: &Path, stage: &str, known: &BTreeMap<String, Artifact>, faults: 
             let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => folders.push(path),
-                _ if known.contains_key(&path) || path == record => {}
-                _ => fault(path, Kind::Unknown, String::new()),
+                _ if files.contains_key(&path) || path == record => {}
+                _ => faults.push(Fault {
+                    path,
+                    fault: Kind::Unknown,
+                    what: String::new(),
+                }),
             }
         }
     }
 }
 
+fn read_folder(path: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    fs::read_dir(path)?.collect()
+}
+
 impl Kind {
-    fn word(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Kind::Missing => "missing",
-            Kind::Other => "other",
+            Kind::Differs => "differs",
             Kind::Unreadable => "unreadable",
             Kind::Unknown => "unknown",
         }

@@ -7,14 +7,14 @@ mod scripted;
 use std::process::ExitCode;
 
 use kiln::action::Registry;
-use kiln::cli::Call;
+use kiln::cli::Cli;
 
 fn main() -> ExitCode {
     let mut stages = Vec::from(make::stages());
     stages.push(Box::new(scripted::Scripted));
-    let call = Call::read();
-    match call.run(&Registry::new(stages)) {
+    let cli = Cli::read();
+    match cli.run(&Registry::new(stages)) {
         Ok(exit) => exit.into(),
-        Err(failed) => call.common.report(&failed).into(),
+        Err(failed) => cli.common.report(&failed).into(),
     }
 }
