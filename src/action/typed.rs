@@ -27,8 +27,8 @@ pub trait TypedStage: Send + Sync + 'static {
     /// The specification of the kind.
     const SPEC: StageSpec;
 
-    /// Checks what the schema cannot express: patterns, URLs, slots that exclude each other. It also
-    /// runs if numbers are outside of the range of the schema.
+    /// Checks what the schema cannot express: patterns, URLs, slots that exclude each other. It
+    /// also runs if numbers are outside of the range of the schema.
     fn check(_params: &Self::Params, _given: &[Given]) -> Vec<ParamProblem> {
         vec![]
     }

@@ -11,8 +11,8 @@ use crate::base::Problem;
 /// The version of the event schema. New fields do not change it; a new event does.
 pub const SCHEMA: u32 = 1;
 
-/// A part of a stage: `weights/blk.0.attn_q.weight`. Displayed as the name of the stage if the stage
-/// has a single part.
+/// A part of a stage: `weights/blk.0.attn_q.weight`. Displayed as the name of the stage if the
+/// stage has a single part.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct PartId {
     /// The id of the stage.

@@ -58,8 +58,8 @@ impl Listener for Failures {
     }
 }
 
-/// The text that equal failures have in common: code, message and causes without the name of the part.
-/// Failures with files are only equal within a stage.
+/// The text that equal failures have in common: code, message and causes without the name of the
+/// part. Failures with files are only equal within a stage.
 fn common(part: &PartId, problem: &Problem) -> String {
     let mut text = problem.to_string();
     if !part.part.is_empty() {

@@ -1,5 +1,5 @@
-//! Progress as plain lines, for logs: one when a stage starts with the reasons, one for each part that
-//! takes long, and one when the stage ends.
+//! Progress as plain lines, for logs: one when a stage starts with the reasons, one for each part
+//! that takes long, and one when the stage ends.
 
 use std::io::Write;
 use std::time::Duration;
