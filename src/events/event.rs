@@ -73,6 +73,7 @@ pub enum Event {
     /// A part or an expansion failed.
     Failed { part: PartId, problem: Problem },
     /// Every part of a stage is done.
+    #[serde(rename = "sealed")]
     CompletedStage {
         stage: String,
         /// Its output is that of the last build, so that its consumers do not run again.
