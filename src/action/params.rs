@@ -65,7 +65,8 @@ impl Validator {
         });
     }
 
-    /// A value that has one of several forms. Reports the problems in the form that accepts its type.
+    /// A value that has one of several forms. Reports the problems in the form that accepts its
+    /// type.
     fn one_of_forms(&mut self, schema: &Value, forms: &[&Value], value: &Value) {
         let mut reported = None;
         for form in forms {

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::{Class, Code, Digest};
 
 /// Help for a full disk.
-const DISK_FULL: &str = "free some space (`kiln cache gc` removes what no last build needs) and run \
-                         the same command again: finished work is kept";
+const DISK_FULL: &str = "free some space (`kiln cache gc` removes what no last build needs) and \
+                         run the same command again: finished work is kept";
 
 /// The result of a function that can fail.
 pub type Result<T, E = Problem> = std::result::Result<T, E>;

@@ -384,7 +384,7 @@ impl<'a> Scheduler<'a> {
                     Some(history) => history.output == Some(completed.output()),
                     None => false,
                 };
-                self.emit(Event::CompletedStage {
+                self.emit(Event::Completed {
                     as_before,
                     stage: name,
                 });

@@ -172,7 +172,7 @@ fn counts(tally: &StageTally, running: usize, width: usize) -> String {
     let state = if running > 0 {
         format!("{running} running")
     } else {
-        "waiting for resources".into()
+        "waiting".into()
     };
     let failed = match tally.failed {
         0 => String::new(),

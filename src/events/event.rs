@@ -11,8 +11,8 @@ use crate::base::Problem;
 /// The version of the event schema. New fields do not change it; a new event does.
 pub const SCHEMA: u32 = 1;
 
-/// A part of a stage: `weights/blk.0.attn_q.weight`. Displayed as the name of the stage if the stage
-/// has a single part.
+/// A part of a stage: `weights/blk.0.attn_q.weight`. Displayed as the name of the stage if the
+/// stage has a single part.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct PartId {
     /// The id of the stage.
@@ -45,7 +45,7 @@ pub enum Event {
     /// The parts of a stage are known.
     Expanded { stage: String, parts: usize },
     /// All parts of a stage were found in the cache with one lookup. Stands for `Expanded`, a `Hit`
-    /// for each part and `CompletedStage`.
+    /// for each part and `Completed`.
     Unchanged { stage: String, parts: usize },
     /// A part was found in the cache.
     Hit { part: PartId },
@@ -73,7 +73,7 @@ pub enum Event {
     /// A part or an expansion failed.
     Failed { part: PartId, problem: Problem },
     /// Every part of a stage is done.
-    CompletedStage {
+    Completed {
         stage: String,
         /// Its output is that of the last build, so that its consumers do not run again.
         #[serde(default)]
@@ -97,7 +97,7 @@ impl Event {
             Event::Begun { .. } | Event::Finished { .. } => None,
             Event::Expanded { stage, .. }
             | Event::Unchanged { stage, .. }
-            | Event::CompletedStage { stage, .. }
+            | Event::Completed { stage, .. }
             | Event::Skipped { stage } => Some(stage),
             Event::Hit { part }
             | Event::Started { part, .. }

@@ -59,8 +59,8 @@ impl Listener for Failures {
     }
 }
 
-/// The text that equal failures have in common: code, message and causes without the name of the part.
-/// Failures with files are only equal within a stage.
+/// The text that equal failures have in common: code, message and causes without the name of the
+/// part. Failures with files are only equal within a stage.
 fn common(part: &PartId, problem: &Problem) -> String {
     let mut text = problem.to_string();
     if !part.part.is_empty() {
@@ -182,11 +182,11 @@ mod tests {
                 ("graph", "", "no such file"),
             ]),
             [
-                "stage `weights`, part `blk.0.ffn_up`: failed to read\nthe same failure in 2 more \
-                 parts of `weights`, 1 part of `others`\ncaused by: `blk.0.ffn_up` has a NaN",
+                "stage `others`, part `blk.0.ffn_up`: failed to read\nthe same failure in 3 parts of \
+                 `weights`\ncaused by: `blk.0.ffn_up` has a NaN",
                 "stage `weights`, part `blk.2.ffn_up`: failed to read\ncaused by: the disk is full",
-                "stage `model`: failed to read\nthe same failure in stage `graph`\ncaused by: no \
-                 such file",
+                "stage `graph`: failed to read\nthe same failure in stage `model`\ncaused by: no such \
+                 file",
             ]
         );
     }

@@ -83,7 +83,7 @@ impl TimedListener for Junit {
                 self.add(part.clone(), status, Duration::from_millis(took_ms));
                 self.ended.insert(part.stage.clone());
             }
-            Event::CompletedStage { stage, .. } => _ = self.ended.insert(stage.clone()),
+            Event::Completed { stage, .. } => _ = self.ended.insert(stage.clone()),
             Event::Skipped { stage } => {
                 let status = skipped("a stage that it depends on failed");
                 self.add(stage_case(stage), status, Duration::ZERO);

@@ -10,8 +10,8 @@ use crate::base::{Code, Problem, Result, count};
 /// Cap on the length of a line. The failure of a `validate` contains its whole report.
 const MAX_LINE_BYTES: u64 = 16 << 20;
 
-/// Cap on the number of events other than progress, because reports keep them in memory. Builds of the
-/// largest plans have some thousands.
+/// Cap on the number of events other than progress, because reports keep them in memory. Builds of
+/// the largest plans have some thousands.
 const MAX_EVENTS: usize = 100_000;
 
 /// Cap on the number of stages: that of a plan.

@@ -1,5 +1,5 @@
-//! Progress as plain lines, for logs: one when a stage starts with the reasons, one for each part that
-//! takes long, and one when the stage ends.
+//! Progress as plain lines, for logs: one when a stage starts with the reasons, one for each part
+//! that takes long, and one when the stage ends.
 
 use std::io::Write;
 use std::time::Duration;
@@ -58,7 +58,7 @@ fn line_for(event: &Event, summary: &Summary) -> Option<String> {
 /// The line for an event that ends a stage or an attempt.
 pub(super) fn outcome(event: &Event, summary: &Summary) -> Option<String> {
     match event {
-        Event::CompletedStage { stage, .. } | Event::Unchanged { stage, .. } => {
+        Event::Completed { stage, .. } | Event::Unchanged { stage, .. } => {
             Some(format!("done   {stage}: {}", summary.stage(stage)?))
         }
         // A message can be a whole report, which is shown at the end of the build.

@@ -96,7 +96,7 @@ impl Listener for Summary {
                 tally.output_bytes = tally.output_bytes.saturating_add(*output_bytes);
             }
             Event::Failed { part, .. } => self.entry(&part.stage).failed += 1,
-            Event::CompletedStage { stage, as_before } => {
+            Event::Completed { stage, as_before } => {
                 let tally = self.entry(stage);
                 (tally.completed, tally.as_before) = (true, *as_before);
             }

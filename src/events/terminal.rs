@@ -1,5 +1,5 @@
-//! Progress on a terminal: the [`Board`] at the bottom is redrawn, and lines of finished stages scroll
-//! above it.
+//! Progress on a terminal: the [`Board`] at the bottom is redrawn, and lines of finished stages
+//! scroll above it.
 
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,5 @@
-//! Checks a draft against the registry: kinds, inputs, parameters and tools. It does not stop at the
-//! first mistake.
+//! Checks a draft against the registry: kinds, inputs, parameters and tools. It does not stop at
+//! the first mistake.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Parses the tables of a plan into a draft: its name, and its stages and tools with every `${name}`
-//! filled in.
+//! Parses the tables of a plan into a draft: its name, and its stages and tools with every
+//! `${name}` filled in.
 
 use super::matrix::{MAX_STAGES, Matrix, StageTable};
 use super::merge::{Tables, merge};
@@ -332,7 +332,8 @@ impl Parser<'_> {
             ),
             (None, None) => (
                 format!("the tool `{name}` needs either `pypi` or `url`"),
-                "for example `pypi = \"onnxruntime==1.32.0\"`, or `url` with the address of a wheel",
+                "for example `pypi = \"onnxruntime==1.32.0\"`, or `url` with the address of a \
+                 wheel",
             ),
             _ => return,
         };

@@ -1,5 +1,6 @@
-//! The texts of a plan: its own and those of the files that it includes. A place is a range of bytes
-//! in the concatenated texts, so that one range identifies both the file and the position in it.
+//! The texts of a plan: its own and those of the files that it includes. A place is a range of
+//! bytes in the concatenated texts, so that one range identifies both the file and the position in
+//! it.
 
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -9,8 +10,8 @@ use miette::{MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanConten
 use super::source::{Node, Source, Span, Table, Tree};
 use crate::base::{Code, Problem, Result, masked, shown_line};
 
-/// Cap on the text of a plan with all files that it includes. It is far above any plan that a person
-/// writes.
+/// Cap on the text of a plan with all files that it includes. It is far above any plan that a
+/// person writes.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
 
 /// Cap on the files of a plan, and so on the depth of includes.
@@ -44,8 +45,8 @@ struct File {
 }
 
 impl SourceMap {
-    /// The plan `source` with all files that it includes. `load` reads a file. Problems are reported
-    /// by [`read`](super::read).
+    /// The plan `source` with all files that it includes. `load` reads a file. Problems are
+    /// reported by [`read`](super::read).
     pub fn gather(source: Source, load: &mut dyn FnMut(&Path) -> Result<String>) -> Self {
         let mut map = SourceMap {
             files: vec![],
@@ -197,8 +198,8 @@ impl SourceMap {
         false
     }
 
-    /// Whether `includer` includes `id`, directly or through other files, so that its values replace
-    /// those of `id`.
+    /// Whether `includer` includes `id`, directly or through other files, so that its values
+    /// replace those of `id`.
     pub(super) fn overrides(&self, includer: FileId, id: FileId) -> bool {
         includer != id && self.includes(&self.files[includer.0], id)
     }
@@ -226,8 +227,9 @@ impl SourceMap {
         }
     }
 
-    /// The absolute form of `url`, a relative `file:` URL written at `span`. It refers to the folder
-    /// of its file, so that a plan means the same in any working directory. `None` for other URLs.
+    /// The absolute form of `url`, a relative `file:` URL written at `span`. It refers to the
+    /// folder of its file, so that a plan means the same in any working directory. `None` for other
+    /// URLs.
     pub(super) fn located(&self, url: &str, span: &Span) -> Option<String> {
         let path = url.strip_prefix("file:")?;
         if path.starts_with('/') {

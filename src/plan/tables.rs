@@ -23,8 +23,8 @@ pub const KINDS: &str = "kinds";
 /// The name of the table of keys that a stage of any kind may have.
 pub const EVERY_STAGE: &str = "every stage";
 
-/// The list of all kinds in `registry`, the table of keys that a stage of any kind may have, and the
-/// tables of each kind.
+/// The list of all kinds in `registry`, the table of keys that a stage of any kind may have, and
+/// the tables of each kind.
 pub fn tables(registry: &Registry) -> Vec<Tables> {
     let mut all = vec![
         Tables {

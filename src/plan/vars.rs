@@ -15,8 +15,8 @@ const MAX_FILLED_BYTES: usize = 64 << 10;
 /// text many times.
 const MAX_ALL_FILLED_BYTES: usize = 16 << 20;
 
-/// The coordinates of an instance of a stage: index of an axis -> index of its value. Axes are in the
-/// order of the text.
+/// The coordinates of an instance of a stage: index of an axis -> index of its value. Axes are in
+/// the order of the text.
 pub type Coordinates = BTreeMap<usize, usize>;
 
 /// The variables and axes of a plan, and which of them are used.
@@ -85,8 +85,8 @@ impl Vars {
         Some((axis.values.first()?.clone(), axis.at.clone()))
     }
 
-    /// Sets a variable to the value of `--set`, which has the type of the value in the plan. An axis
-    /// then has only this value.
+    /// Sets a variable to the value of `--set`, which has the type of the value in the plan. An
+    /// axis then has only this value.
     fn set(&mut self, name: &str, text: &str, problems: &mut Vec<Problem>) {
         let Some((old, at)) = self.definition(name) else {
             let message = format!("--set {name}: the plan has no such variable");
@@ -238,8 +238,8 @@ impl Vars {
         }
     }
 
-    /// Fills in `string`. A string that is a single `${name}` takes the type of the variable. `place`
-    /// returns where a text is in the plan.
+    /// Fills in `string`. A string that is a single `${name}` takes the type of the variable.
+    /// `place` returns where a text is in the plan.
     fn substitute(
         &mut self,
         string: &str,

@@ -1,5 +1,5 @@
-//! The record of a build: its actions, their outputs and tools. It has no times and no paths, so that
-//! equal builds have equal records.
+//! The record of a build: its actions, their outputs and tools. It has no times and no paths, so
+//! that equal builds have equal records.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -128,8 +128,8 @@ fn plan_changes(locked: &StageRecord, stage: &StageOutline) -> Vec<String> {
 }
 
 /// The differences that are only known after a build. Stages that are not in `built` are skipped,
-/// because it may be a build of a part of the plan. Changes of measured figures are not differences,
-/// nor are changes that they cause, if the output is the same.
+/// because it may be a build of a part of the plan. Changes of measured figures are not
+/// differences, nor are changes that they cause, if the output is the same.
 pub fn compare_build(
     locked: &BuildRecord,
     built: &BuildRecord,

@@ -1,5 +1,5 @@
-//! The lock: the record of a build as TOML beside the plan, for review as a diff. Its content is not
-//! trusted.
+//! The lock: the record of a build as TOML beside the plan, for review as a diff. Its content is
+//! not trusted.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Provenance: the record as an in-toto statement with an SLSA predicate, for other tools to read and
-//! sign. <https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md>,
+//! Provenance: the record as an in-toto statement with an SLSA predicate, for other tools to read
+//! and sign. <https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md>,
 //! <https://slsa.dev/spec/v1.0/provenance>
 
 use std::collections::BTreeMap;

@@ -176,7 +176,7 @@ fn the_board_summarizes_300_running_parts() {
         "
 weights  ━━━━╸             75/300, 200 running
 npu      1.00 s
-halves   ╸                 0/300, waiting for resources
+halves   ╸                 0/300, waiting
   weights/blk.75.attn_q.weight  ━━━━╸             1.0 MB of 4.0 MB, 1.93 s
   weights/blk.76.attn_q.weight  1.92 s
   weights/blk.77.attn_q.weight  1.92 s
@@ -191,7 +191,7 @@ halves   ╸                 0/300, waiting for resources
         "
 weights  75/300, 200 running
 npu      1.00 s
-halves   0/300, waiting for resources
+halves   0/300, waiting
   weights…  1.0 MB of 4.0 MB,…
 76 of 602 parts: 76 from the …",
     );

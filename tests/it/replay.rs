@@ -214,12 +214,12 @@ fn an_invalid_log_is_rejected_with_its_line() {
     );
     check(
         3,
-        "{\"event\":\"sealed\",\"stage\":\"kettle\",\"at_ms\":1}",
+        "{\"event\":\"completed\",\"stage\":\"kettle\",\"at_ms\":1}",
         "a stage `kettle` that `begun` does not name",
     );
     check(
         4,
-        "{\"event\":\"sealed\",\"stage\":\"text\",\"at_ms\":1}",
+        "{\"event\":\"completed\",\"stage\":\"text\",\"at_ms\":1}",
         "goes back in time, from 2 ms to 1 ms",
     );
     check(
@@ -229,7 +229,7 @@ fn an_invalid_log_is_rejected_with_its_line() {
     );
     check(
         1,
-        "{\"event\":\"sealed\",\"stage\":\"text\",\"at_ms\":1}",
+        "{\"event\":\"completed\",\"stage\":\"text\",\"at_ms\":1}",
         "a log begins with `begun`",
     );
     check(

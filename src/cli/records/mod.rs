@@ -215,7 +215,7 @@ impl<'a> Records<'a> {
         let key = json!({
             "records": self.session.program,
             "plan": self.session.outline.digest,
-            "sealed": completed,
+            "completed": completed,
             "keep": keep,
             "out": out,
             "statement": terms,

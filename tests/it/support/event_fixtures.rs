@@ -56,7 +56,7 @@ pub fn build_events() -> Vec<(u64, Event)> {
         ),
         (
             3,
-            Event::CompletedStage {
+            Event::Completed {
                 stage: "source".into(),
                 as_before: false,
             },
@@ -108,7 +108,7 @@ pub fn build_events() -> Vec<(u64, Event)> {
         ),
         (
             11_506,
-            Event::CompletedStage {
+            Event::Completed {
                 stage: "weights".into(),
                 as_before: false,
             },

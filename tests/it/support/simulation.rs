@@ -302,11 +302,11 @@ pub fn event_lines(events: &[Event]) -> String {
         } => format!("{part} retried after {attempt}: {}\n", problem.code),
         Event::Done { part, .. } => format!("{part} done\n"),
         Event::Failed { part, problem } => format!("{part} failed: {}\n", problem.code),
-        Event::CompletedStage {
+        Event::Completed {
             stage,
             as_before: false,
         } => format!("{stage} completed\n"),
-        Event::CompletedStage { stage, .. } => format!("{stage} completed as before\n"),
+        Event::Completed { stage, .. } => format!("{stage} completed as before\n"),
         Event::Skipped { stage } => format!("{stage} skipped\n"),
         Event::Finished {
             hits,
