@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use half::f16;
-use kiln::model::facts::TensorFacts;
+use kiln::model::quant::TensorFacts;
 use kiln::model::quant::*;
 use kiln::model::weight::Element;
 use memory::{Ggml, fill};

@@ -3,7 +3,8 @@
 #![no_main]
 
 use kiln::model::decoder::arch::model_facts;
-use kiln::model::gguf::{Gguf, Header, Prefix, Summary, Under};
+use kiln::model::gguf::{Gguf, Header, Prefix};
+use kiln::model::summary::{Summary, Under};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     // The bytes as two files, after the length of the first.

@@ -5,10 +5,9 @@ use std::io::Write;
 
 use crate::action::{Blob, BlobSink, Content, Demand, Job, Outputs, Part, PartName};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
-use crate::model::facts::TensorFacts;
 use crate::model::quant::{
     BAND_VALUES, Band, BlockGrid, BlockTensor, ErrorSum, GridLayout, Misfit, NativeEncoding, Plain,
-    Rounding, Split, first_non_finite, round, split,
+    Rounding, Split, TensorFacts, first_non_finite, round, split,
 };
 use crate::model::weight::{Element, ErrorFacts, WeightEncoding, WeightFacts};
 

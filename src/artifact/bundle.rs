@@ -2,8 +2,8 @@
 
 use crate::action::{Manifest, Part, PartName};
 use crate::base::{Code, Problem, Result};
+use crate::model::decoder::shards::Processor;
 use crate::model::facts::ContextFacts;
-use crate::model::shards::Processor;
 
 /// The configuration of a dialog.
 pub const CONFIG: &str = "genie_config.json";

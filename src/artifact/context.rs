@@ -4,9 +4,9 @@
 use crate::action::{Job, Manifest, Order, Outputs, Part, PartName};
 use crate::base::Result;
 use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::shards::{Place, Shard};
 use crate::model::decoder::tensors::{by_name, role_of_blob};
 use crate::model::facts::GraphFacts;
-use crate::model::shards::{Place, Shard};
 
 /// The two graphs of a decoder, by role.
 pub const ROLES: [&str; 2] = ["prefill", "decode"];

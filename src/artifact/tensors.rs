@@ -4,7 +4,7 @@ use globset::{Glob, GlobMatcher};
 
 use crate::action::{Manifest, ParamProblem, Part};
 use crate::base::{Code, Context, Problem, Result};
-use crate::model::facts::TensorFacts;
+use crate::model::quant::TensorFacts;
 
 /// A tensor of a `model` manifest.
 pub struct Tensor<'a> {

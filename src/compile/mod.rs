@@ -7,10 +7,10 @@ use crate::action::{Demand, Isolation, Job, Part};
 use crate::base::{CanonJson, Code, Problem, Result};
 use crate::lower::{device_use, lower};
 use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::shards::{Place, Shard};
 use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
 use crate::model::facts::GraphFacts;
 use crate::model::onnx;
-use crate::model::shards::{Place, Shard};
 use crate::model::weight::WeightFacts;
 use crate::qnn::{DeviceGraph, DeviceUse, GraphInfo};
 

@@ -1,8 +1,7 @@
 //! Weights with one scale for each row. The device requires these scales to be above zero.
 
 use super::Lowering;
-use super::linear::conv_dims;
-use super::stored::{Stored, transposed};
+use super::stored::{Stored, conv_dims, transposed};
 use crate::base::{Code, Problem, Result};
 use crate::model::weight::blob_owner;
 use crate::qnn::{DataType, Encoding, StaticData, TensorId};

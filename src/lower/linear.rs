@@ -6,7 +6,7 @@ use super::channel::ChannelWeight;
 use super::encoding::device_encoding;
 use super::grid::Grid;
 use super::half::{Fp16Weights, scale_times_gain};
-use super::stored::{Stored, transposed};
+use super::stored::{Stored, conv_dims, transposed};
 use crate::base::{Code, Result};
 use crate::model::onnx::WeightCall;
 use crate::model::onnx::proto::NodeProto;
@@ -266,8 +266,4 @@ impl BlockWeight {
         let span = 1 << (self.bits() - 1);
         (steps.round() as i32).max(-span - low).min(span - 1 - high)
     }
-}
-
-pub(super) fn conv_dims([rows, columns]: [usize; 2]) -> [u64; 4] {
-    [1, 1, columns as u64, rows as u64]
 }

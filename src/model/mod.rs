@@ -9,6 +9,6 @@ pub mod onnx;
 pub mod quant;
 pub mod quant_report;
 pub mod reference;
-pub mod shards;
+pub mod summary;
 pub mod tokenizer;
 pub mod weight;

@@ -12,12 +12,12 @@ use std::ops::Range;
 
 use self::matrix::Matrix;
 use self::operators::{rms_norm, rotate_half_split, rotate_interleaved, silu, softmax};
+use super::decoder::RopeRows;
 use super::decoder::tensors::{LayerTensor, Role};
 use super::decoder::{
     Activation, Attention, DecoderSpec, Embedding, Head, Layer, Norms, QkNorm, Rotary, Window,
     not_supported, refuse_any,
 };
-use super::facts::RopeRows;
 use super::fidelity;
 use crate::base::{Code, Problem, Result};
 

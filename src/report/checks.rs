@@ -1,25 +1,14 @@
-//! Compares figures with limits, and has the default limits.
+//! Compares figures with limits.
 
 use serde::Serialize;
 
-use super::{Candidate, Found, Limits, Storage};
+use super::limits::{
+    Limits, MASK, MS_PER_TOKEN, PEAK_MEMORY_BYTES, POWER_W, RANGE, SCORES_RANGE, TOKENS_PER_SECOND,
+};
+use super::{Candidate, Found, Storage};
 use crate::artifact::device::{Figure, Figures};
 use crate::artifact::generation::Generation;
 use crate::artifact::layer_evaluation::Computed;
-
-/// Default limit of the largest magnitude of a measured inner tensor: less than half of the maximum
-/// of fp16.
-pub(super) const RANGE: f64 = 30000.0;
-/// The same for attention scores: above it, fp16 has steps of 2.
-pub(super) const SCORES_RANGE: f64 = 2048.0;
-/// Default minimum distance of masked scores from visible ones. With it, a masked column gets at
-/// most `e^-30` of the attention.
-pub(super) const MASK: f64 = 30.0;
-/// Default limits on a device: the targets of the project.
-pub(super) const MS_PER_TOKEN: f64 = 50.0;
-pub(super) const TOKENS_PER_SECOND: f64 = 20.0;
-pub(super) const PEAK_MEMORY_BYTES: u64 = 2_000_000_000;
-pub(super) const POWER_W: f64 = 5.0;
 
 /// One limit and the figure that is compared with it.
 #[derive(Clone, Debug, PartialEq, Serialize)]

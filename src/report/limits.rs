@@ -1,12 +1,23 @@
-//! The limits for the figures of a stage, and which artifacts have them.
+//! The limits for the figures of a stage, their defaults, and which artifacts have them.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::checks::{
-    MASK, MS_PER_TOKEN, PEAK_MEMORY_BYTES, POWER_W, RANGE, SCORES_RANGE, TOKENS_PER_SECOND,
-};
 use crate::action::ArtifactKind;
+
+/// Default limit of the largest magnitude of a measured inner tensor: less than half of the maximum
+/// of fp16.
+pub(super) const RANGE: f64 = 30000.0;
+/// The same for attention scores: above it, fp16 has steps of 2.
+pub(super) const SCORES_RANGE: f64 = 2048.0;
+/// Default minimum distance of masked scores from visible ones. With it, a masked column gets at
+/// most `e^-30` of the attention.
+pub(super) const MASK: f64 = 30.0;
+/// Default limits on a device: the targets of the project.
+pub(super) const MS_PER_TOKEN: f64 = 50.0;
+pub(super) const TOKENS_PER_SECOND: f64 = 20.0;
+pub(super) const PEAK_MEMORY_BYTES: u64 = 2_000_000_000;
+pub(super) const POWER_W: f64 = 5.0;
 
 /// The limits of one stage. A figure without a limit is reported only, unless the limit has a
 /// default.

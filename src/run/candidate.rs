@@ -3,7 +3,7 @@
 use super::decoder::{Decoder, Engine};
 use super::demand;
 use super::htp::Htp;
-use super::observe::SLICE_ELEMENTS;
+use super::layers::SLICE_ELEMENTS;
 use super::onnx_runtime::OnnxRuntime;
 use super::split::Split;
 use crate::action::{Demand, Inputs, Isolation, Job, Order, Part, ToolFile};
@@ -11,8 +11,8 @@ use crate::artifact::context::{CPU, ROLES, binaries, binary_inputs};
 use crate::artifact::tools::{libraries, runtime};
 use crate::base::Result;
 use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::shards::Place;
 use crate::model::facts::ContextFacts;
-use crate::model::shards::Place;
 
 /// The library files of the simulator.
 pub const SIMULATOR: [&str; 2] = ["libQnnHtp.so", "libQnnSystem.so"];

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use crate::base::{Code, Problem, Result};
 use crate::model::decoder::inputs::{self, HostInput, LOGITS, Shapes};
+use crate::model::decoder::shards::Shard;
 use crate::model::decoder::{DecoderSpec, Rotary};
 use crate::model::facts::GraphFacts;
-use crate::model::shards::Shard;
 
 /// What is added to the score of a masked position: far below any real score, and exact in fp16.
 const MASKED: f32 = -1000.0;

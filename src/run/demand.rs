@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use super::observe::SLICE_ELEMENTS;
+use super::layers::SLICE_ELEMENTS;
 use crate::action::{Demand, Isolation, Manifest, Part};
 use crate::artifact::context::{CPU, binaries};
 use crate::base::Result;
 use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::shards::OuterModule;
 use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
 use crate::model::facts::{ContextFacts, GraphFacts, in_layer};
-use crate::model::shards::OuterModule;
 use crate::model::weight::{WeightFacts, blob_owner};
 
 /// The program itself, the runtime's own memory, buffers, and what an allocator keeps.

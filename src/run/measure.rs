@@ -2,8 +2,9 @@
 
 use super::candidate::model;
 use super::decoder::Decoder;
+use super::layers::Observer;
 use super::mask::MaskWatch;
-use super::observe::{Observer, PREFILL, observe};
+use super::observe::{PREFILL, observe};
 use crate::action::Job;
 use crate::artifact::evaluation::{GreedyScore, Masks, Ranges, WindowScore, measured};
 use crate::artifact::reference::Greedy;

@@ -1,6 +1,5 @@
 //! A candidate's ONNX graphs in ONNX Runtime, on the CPU and in f32.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -10,13 +9,11 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use ort::value::TensorRef;
 
-use super::decoder::{Engine, Graph, Tensor};
-use super::observe::{Observer, run_layers};
+use super::decoder::{Graph, Tensor};
 use crate::action::Job;
 use crate::artifact::tools::RUNTIME;
 use crate::base::{Code, Context, Problem, Result};
 use crate::model::facts::GraphFacts;
-use crate::model::onnx;
 
 /// The graphs of an `onnx` manifest, or those that a context binary leaves to the CPU. While a
 /// graph runs, one layer of it is loaded at a time.
@@ -73,6 +70,17 @@ impl OnnxRuntime {
         })
     }
 
+    /// The facts of the candidate's graph `graph`.
+    pub fn graph_facts(&self, graph: Graph) -> Result<GraphFacts> {
+        for (known, facts) in &self.facts {
+            if *known == graph {
+                return Ok(facts.clone());
+            }
+        }
+        let message = format!("there is no {}", file_name(graph));
+        Err(Problem::new(Code::EvaluateGraph, message))
+    }
+
     /// Where the candidate's files are.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -112,41 +120,10 @@ impl OnnxRuntime {
             .with_memory_pattern(false)?
             .commit_from_file(path)
     }
-
-    /// Runs the candidate's graph in `file` and returns the values of the named `outputs`.
-    pub fn run_file(
-        &mut self,
-        file: &str,
-        inputs: &BTreeMap<String, Tensor>,
-        outputs: &[String],
-    ) -> Result<BTreeMap<String, Vec<f32>>> {
-        let path = self.folder.join(file);
-        let bytes = fs::read(&path).context(Code::Io, || format!("read {}", path.display()))?;
-        let mut captured = CapturedOutputs {
-            names: outputs,
-            values: BTreeMap::new(),
-        };
-        let mut token_ids = HashMap::new();
-        for (name, tensor) in inputs {
-            if matches!(tensor, Tensor::I32(..)) {
-                token_ids.insert(name.clone(), tensor.clone());
-            }
-        }
-        let model = onnx::decode(&bytes)?;
-        run_layers(
-            self,
-            model,
-            inputs,
-            vec![token_ids],
-            &mut captured,
-            |_, _| Ok(()),
-        )
-        .map_err(|problem| problem.within(format!("failed to run {file}")))?;
-        Ok(captured.values)
-    }
 }
 
-fn file_name(graph: Graph) -> String {
+/// The name of the file of a graph.
+pub fn file_name(graph: Graph) -> String {
     format!("{}.onnx", graph.role())
 }
 
@@ -187,44 +164,6 @@ fn find_library(folder: &Path) -> Result<PathBuf> {
         Code::EvaluateRuntime,
         format!("there is no {RUNTIME}* in {}", folder.display()),
     ))
-}
-
-impl Engine for OnnxRuntime {
-    fn facts(&self, graph: Graph) -> Result<GraphFacts> {
-        for (known, facts) in &self.facts {
-            if *known == graph {
-                return Ok(facts.clone());
-            }
-        }
-        let message = format!("there is no {}", file_name(graph));
-        Err(Problem::new(Code::EvaluateGraph, message))
-    }
-
-    fn run(
-        &mut self,
-        graph: Graph,
-        inputs: &BTreeMap<String, Tensor>,
-        outputs: &[String],
-    ) -> Result<BTreeMap<String, Vec<f32>>> {
-        self.run_file(&file_name(graph), inputs, outputs)
-    }
-}
-
-/// Keeps the values of the named outputs.
-struct CapturedOutputs<'a> {
-    names: &'a [String],
-    values: BTreeMap<String, Vec<f32>>,
-}
-
-impl Observer for CapturedOutputs<'_> {
-    fn wants(&self, value: &str) -> bool {
-        self.names.iter().any(|name| name == value)
-    }
-
-    fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
-        self.values.insert(value.into(), elements.to_vec());
-        Ok(())
-    }
 }
 
 /// Runs `session` on `inputs` and passes the elements of each of the `outputs` to `show`.

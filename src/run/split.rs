@@ -9,8 +9,8 @@ use crate::action::Job;
 use crate::base::{Code, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::LOGITS;
+use crate::model::decoder::shards::{OuterModule, Place, Processor};
 use crate::model::facts::GraphFacts;
-use crate::model::shards::{OuterModule, Place, Processor};
 
 /// The inputs that the CPU computes with.
 const ON_CPU: &str = "candidate/cpu/";

@@ -23,9 +23,9 @@ use crate::compile::{
     process_demand,
 };
 use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::shards::{Place, Shard};
 use crate::model::decoder::tensors::{by_name, role_of_blob};
 use crate::model::facts::{ContextFacts, GraphFacts};
-use crate::model::shards::{Place, Shard};
 use crate::qnn::{
     Backend, Context, DeviceUse, GraphInfo, GraphOptions, HtpGraph, Soc, System, prove,
     without_time,

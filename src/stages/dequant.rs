@@ -8,8 +8,7 @@ use crate::action::{
 };
 use crate::artifact::{bands, tensors};
 use crate::base::Result;
-use crate::model::facts::TensorFacts;
-use crate::model::quant::{BlockTensor, RowOrder};
+use crate::model::quant::{BlockTensor, RowOrder, TensorFacts};
 use crate::model::weight::{Element, WeightEncoding};
 
 /// The stage.

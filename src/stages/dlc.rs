@@ -24,8 +24,8 @@ use crate::artifact::context::{CONTAINER, ROLES, add_shared_parts, pass_shared_p
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{Code, Context as _, Problem, Result};
 use crate::compile::{Elements, check_signatures, lower_graphs, process_demand};
+use crate::model::decoder::shards::{OuterModule, Place};
 use crate::model::facts::ContextFacts;
-use crate::model::shards::{OuterModule, Place};
 use crate::model::weight::{WeightFacts, blob_owner};
 use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
 

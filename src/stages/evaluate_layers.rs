@@ -18,9 +18,9 @@ use crate::artifact::context::is_binary;
 use crate::artifact::layer_evaluation::{Computed, LAYERS, ShardScore, ValueScore};
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
+use crate::model::decoder::shards::{OuterModule, ROWS, Shard};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::onnx::{Checked, decode};
-use crate::model::shards::{OuterModule, ROWS, Shard};
 use crate::run::decoder::{Engine, Graph, Tensor, first_inputs};
 use crate::run::{Candidate, Htp, Observer, PREFILL, SIMULATOR, model, observe, simulator_demand};
 

@@ -17,9 +17,9 @@ use crate::action::{
 use crate::artifact::weight::{self, Weight};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::{DecoderSpec, tensors::by_name};
-use crate::model::facts::{MetadataFacts, TensorFacts};
+use crate::model::facts::MetadataFacts;
 use crate::model::gguf::{Entry, Gguf, Header, Value};
-use crate::model::quant::{GgmlType, write_numbers};
+use crate::model::quant::{GgmlType, TensorFacts, write_numbers};
 use crate::model::weight::{Element, WeightEncoding, WeightFacts};
 
 /// The stage.

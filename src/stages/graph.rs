@@ -25,10 +25,10 @@ use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, bytes, pars
 use crate::compile::Compilations;
 use crate::model::calibration::{self, KEY_MEANS};
 use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::shards::{Place, Shard};
 use crate::model::facts::GraphFacts;
 use crate::model::onnx::{Grid, lint, weight_uses};
 use crate::model::quant_report::QuantReport;
-use crate::model::shards::{Place, Shard};
 use activations::{Choice, Policy, choose};
 use centre::KeyCentres;
 use centring::KeyCentring;

@@ -15,12 +15,13 @@ use crate::action::{
     StageSpec, TypedStage, Window,
 };
 use crate::base::{CanonJson, Code, Context, Hasher, Problem, Result};
+use crate::model::decoder::ModelFacts;
 use crate::model::decoder::arch::model_facts;
-use crate::model::facts::{MetadataFacts, ModelFacts};
+use crate::model::facts::MetadataFacts;
 use crate::model::gguf::{
-    ByteOrder, Gguf, Header, MAX_FILES, Metadata, Prefix, Scalars, Summary, TensorInfo, Under,
-    can_swap, quoted, swap,
+    ByteOrder, Gguf, Header, MAX_FILES, Metadata, Prefix, TensorInfo, can_swap, quoted, swap,
 };
+use crate::model::summary::{Scalars, Summary, Under};
 
 /// The stage.
 pub struct Inspect;

@@ -24,9 +24,9 @@ use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TABLE, TOKENIZER
 use crate::artifact::context::{CPU, ROLES, is_on_cpu};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::shards::Processor;
 use crate::model::facts::ContextFacts;
 use crate::model::quant_report::{Entry, QuantReport};
-use crate::model::shards::Processor;
 use crate::model::tokenizer::Tokenizer;
 
 use binaries::{Binary, check_facts, check_graphs, read_facts};

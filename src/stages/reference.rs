@@ -17,8 +17,8 @@ use crate::action::{
 use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
-use crate::model::facts::{ArrayFacts, TensorFacts};
-use crate::model::quant::{GgmlType, decode_streaming};
+use crate::model::facts::ArrayFacts;
+use crate::model::quant::{GgmlType, TensorFacts, decode_streaming};
 use crate::model::reference::{LOGITS, Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weight::Element;

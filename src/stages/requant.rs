@@ -18,8 +18,7 @@ use crate::artifact::bands;
 use crate::artifact::tensors::{self, Tensor};
 use crate::base::{Code, Context, Problem, Result};
 use crate::model::decoder::{DecoderSpec, tensors::by_name};
-use crate::model::facts::TensorFacts;
-use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder};
+use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder, TensorFacts};
 use encode::{DIAGONAL, MOMENTS, encode};
 use scheme::Scheme;
 

@@ -2,7 +2,8 @@
 
 use crate::support::gguf_file::{GgufFile, Tensor, Value, array, string};
 use crate::support::tiny_gguf::TinyGguf;
-use kiln::model::gguf::{Array, Gguf, Header, Summary, Under, Uniform, Value as Read, ValueType};
+use kiln::model::gguf::{Array, Gguf, Header, Uniform, Value as Read, ValueType};
+use kiln::model::summary::{Summary, Under};
 use proptest::prelude::*;
 
 /// One key, one tensor of four floats.

@@ -4,8 +4,9 @@ use crate::support::gguf_file::{GgufFile, Value};
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 use kiln::model::decoder::arch::{model_facts, model_warnings};
-use kiln::model::facts::{ModelFacts, RopeRows};
-use kiln::model::gguf::{Gguf, Summary};
+use kiln::model::decoder::{ModelFacts, RopeRows};
+use kiln::model::gguf::Gguf;
+use kiln::model::summary::Summary;
 
 fn facts(file: &GgufFile) -> kiln::base::Result<ModelFacts> {
     model_facts(&Gguf::parse(&file.write()).unwrap())

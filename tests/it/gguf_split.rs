@@ -1,8 +1,9 @@
 //! Models in several files, and big-endian files.
 
 use crate::support::gguf_file::{GgufFile, Value};
-use kiln::model::gguf::{ByteOrder, Gguf, Prefix, Summary, swap};
+use kiln::model::gguf::{ByteOrder, Gguf, Prefix, swap};
 use kiln::model::quant::GgmlType;
+use kiln::model::summary::Summary;
 
 /// Part `number` (from 1) of `count` with one tensor. The first part has the metadata.
 fn part(number: u16, count: u16) -> GgufFile {
@@ -227,7 +228,7 @@ fn big_endian_headers_are_read() {
         (gguf.version, gguf.order, gguf.alignment),
         (3, ByteOrder::Big, 8)
     );
-    let metadata = serde_json::to_string(&kiln::model::gguf::Under(&gguf.metadata, "")).unwrap();
+    let metadata = serde_json::to_string(&kiln::model::summary::Under(&gguf.metadata, "")).unwrap();
     assert_eq!(
         metadata,
         r#"{"general.alignment":8,"half":0.5,"numbers":[258,-1],"words":["a","bc"]}"#

@@ -3,8 +3,8 @@
 use crate::support::peers::{python, stdout_of};
 use crate::support::quantize::{Quant, encode};
 use half::f16;
-use kiln::model::facts::TensorFacts;
 use kiln::model::gguf::Gguf;
+use kiln::model::quant::TensorFacts;
 use kiln::model::quant::*;
 use kiln::model::weight::Element;
 use proptest::prelude::*;

@@ -9,7 +9,7 @@ use crate::support::tiny_gguf::TinyGguf;
 use crate::support::workspace::Folder;
 use kiln::action::{Manifest, PartName};
 use kiln::base::Result;
-use kiln::model::facts::RopeRows;
+use kiln::model::decoder::RopeRows;
 use plain_decoder::PlainDecoder;
 use serde_json::{Value, json};
 

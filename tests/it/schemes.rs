@@ -343,7 +343,7 @@ impl TestModel {
     fn calibration(&self, diagonal: bool) -> Manifest {
         let mut parts = BTreeMap::new();
         for (name, part) in self.model.under("tensors") {
-            let facts: kiln::model::facts::TensorFacts = part.facts.read().unwrap();
+            let facts: kiln::model::quant::TensorFacts = part.facts.read().unwrap();
             let [_, columns] = facts.shape[..] else {
                 continue;
             };

@@ -9,9 +9,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::base::{self, Code, Context, Problem, Result, open_file};
+use crate::model::decoder::ModelFacts;
 use crate::model::decoder::arch::{model_facts, model_warnings};
-use crate::model::facts::ModelFacts;
-use crate::model::gguf::{ByteOrder, Gguf, Prefix, Scalars, Summary, TensorInfo, Value, files_of};
+use crate::model::gguf::{ByteOrder, Gguf, Prefix, TensorInfo, Value, files_of};
+use crate::model::summary::{Scalars, Summary};
 
 /// Bytes of a file that are read first. A header with a vocabulary has up to about 10 MB.
 const FIRST_BYTES: u64 = 16 << 20;

@@ -14,12 +14,9 @@
 //! `past_key_N_out` and `past_value_N_out` are the keys and values of the T tokens, `logits` the
 //! scores of the next token after each of them.
 
+use super::shards::{EMBEDDINGS, Shard};
 use super::spec::{Attention, DecoderSpec, Rotary, Window, not_supported};
 use crate::base::Result;
-use crate::model::shards::Shard;
-
-/// The embeddings of the tokens, if another graph looks them up.
-pub const EMBEDDINGS: &str = "inputs_embeds";
 
 /// The logits after each token: the output of the last graph.
 pub const LOGITS: &str = "logits";
@@ -236,7 +233,7 @@ impl Shapes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::shards::{Place, Processor};
+    use crate::model::decoder::shards::{Place, Processor};
 
     #[test]
     fn inputs_have_these_names_and_shapes() {

@@ -4,12 +4,13 @@
 
 pub mod arch;
 pub mod inputs;
+pub mod shards;
 mod spec;
 mod structure;
 pub mod tensors;
 
 pub use spec::{
-    Activation, Attention, DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Norms, QkNorm, Rotary,
-    Window, not_supported, refuse_any,
+    Activation, Attention, DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Norms, QkNorm,
+    RopeRows, Rotary, Window, not_supported, refuse_any,
 };
-pub use structure::Structure;
+pub use structure::{ModelFacts, Structure};

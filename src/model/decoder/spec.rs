@@ -20,14 +20,12 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Code, Problem, Result};
-use crate::model::facts::{ModelFacts, RopeRows};
 
 /// Most layers, as in llama.cpp (`LLAMA_MAX_LAYERS`).
 pub const MAX_LAYERS: u32 = 512;
 
-/// A decoder-only transformer. It is serialized as [`ModelFacts`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "ModelFacts", into = "ModelFacts")]
+/// A decoder-only transformer. `structure.rs` serializes it.
+#[derive(Clone, Debug, PartialEq)]
 pub struct DecoderSpec {
     /// The architecture as its file calls it. It is only displayed.
     pub architecture: String,
@@ -155,6 +153,16 @@ pub struct Rotary {
     pub dims: u32,
     /// The base of the frequencies.
     pub base: f32,
+}
+
+/// Which rows of a head rotate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RopeRows {
+    /// Rows 2i and 2i+1 (GGUF files of `llama`).
+    Interleaved,
+    /// Rows i and i + head_dim/2 (NeoX: `qwen2`, Hugging Face).
+    HalfSplit,
 }
 
 /// The tokens that a token attends to.

@@ -1,11 +1,47 @@
 //! The serialized form of a decoder: the numbers of [`ModelFacts`], and a structure if the decoder
 //! is not a plain one. Equal layers are written once.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::spec::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Rotary, is_default};
+use super::spec::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, RopeRows, Rotary, is_default};
 use crate::base::{Code, Problem, Result};
-use crate::model::facts::{ModelFacts, RopeRows};
+
+/// A decoder-only transformer as facts. Code uses it as a [`DecoderSpec`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelFacts {
+    /// Name of the architecture in the model file: `llama`.
+    pub architecture: String,
+    /// Number of decoder layers.
+    pub block_count: u32,
+    /// Width of the residual stream.
+    pub hidden: u32,
+    /// Width of the feed-forward layer.
+    pub ffn: u32,
+    /// Query heads.
+    pub heads: u32,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: u32,
+    /// Width of one head.
+    pub head_dim: u32,
+    /// Rows of the embedding.
+    pub vocab: u32,
+    /// Longest context the model was trained for, in tokens.
+    pub context_length: u32,
+    /// The epsilon of RMSNorm.
+    pub rms_epsilon: f32,
+    /// The base of RoPE's frequencies.
+    pub rope_freq_base: f32,
+    /// RoPE layout of the rows of `attn_q` and `attn_k` in this file.
+    pub rope_rows: RopeRows,
+    /// Whether q, k and v have biases.
+    pub qkv_bias: bool,
+    /// Whether the head uses the matrix of the embedding.
+    pub tied_embeddings: bool,
+    /// Features that the other fields cannot express; `None` if the decoder has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub structure: Option<Structure>,
+}
 
 /// The parts of a decoder that [`ModelFacts`] has no numbers for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -169,6 +205,19 @@ impl TryFrom<ModelFacts> for DecoderSpec {
             head,
             ..spec
         })
+    }
+}
+
+impl Serialize for DecoderSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        ModelFacts::from(self.clone()).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for DecoderSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let facts = ModelFacts::deserialize(deserializer)?;
+        DecoderSpec::try_from(facts).map_err(D::Error::custom)
     }
 }
 

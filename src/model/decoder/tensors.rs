@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::spec::{DecoderSpec, Layer, Norms, QkNorm};
-use crate::model::facts::RopeRows;
+use super::spec::{DecoderSpec, Layer, Norms, QkNorm, RopeRows};
 use crate::model::weight::blob_owner;
 
 /// The role of a tensor in its decoder.

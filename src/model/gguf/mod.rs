@@ -15,7 +15,6 @@
 mod metadata;
 mod reader;
 mod split;
-mod summary;
 mod swap;
 mod tensor;
 mod value;
@@ -24,7 +23,6 @@ mod writer;
 pub use metadata::{FromValue, Metadata, Uniform, quoted};
 pub use reader::ByteOrder;
 pub use split::{MAX_FILES, files_of};
-pub use summary::{Scalars, Summary, Under};
 pub use swap::{can_swap, swap};
 pub use tensor::TensorInfo;
 pub use value::{Array, Value, ValueType};

@@ -7,8 +7,7 @@ use super::TRUNCATED_HELP;
 use super::metadata::quoted;
 use super::reader::Reader;
 use crate::base::{Code, Problem, Result};
-use crate::model::facts::TensorFacts;
-use crate::model::quant::GgmlType;
+use crate::model::quant::{GgmlType, TensorFacts};
 
 /// Most tensors of a file; a 70 B model has about 700.
 const MAX_TENSORS: u64 = 1 << 16;

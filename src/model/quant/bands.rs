@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::{BlockGrid, GgmlType, QuantFormat, Split};
 use crate::base::{Code, Problem, Result};
-use crate::model::facts::TensorFacts;
 
 /// Values of a band. A longer row is a band of its own.
 pub const BAND_VALUES: usize = 1 << 20;
@@ -30,6 +30,16 @@ pub enum RowOrder {
         /// Heads of this tensor. All have the same number of rows.
         heads: u32,
     },
+}
+
+/// A tensor of a GGUF.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorFacts {
+    /// Outermost dimension first: `[rows, columns]`, `[n]`.
+    pub shape: Vec<u64>,
+    /// ggml's name of the type: `Q4_0`.
+    #[serde(rename = "type")]
+    pub ggml_type: String,
 }
 
 /// A vector or matrix of a GGUF with its bytes. A vector is one row, or one column with

@@ -1,7 +1,5 @@
 //! The error of rounded values against their source.
 
-use super::kernels;
-
 /// Signal, noise and largest error, summed in f64 in a fixed order, so that the number of threads
 /// changes nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -62,13 +60,6 @@ pub(super) fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
 }
 
 impl ErrorSum {
-    /// The error of `result` against `source`.
-    pub fn of(source: &[f32], result: &[f32]) -> Self {
-        let mut lanes = ErrorLanes::default();
-        (kernels::widest().measure)(&mut lanes, source, result);
-        lanes.sum()
-    }
-
     /// Adds one value of the source and its error.
     pub(super) fn add(&mut self, source: f64, error: f64) {
         self.signal += source * source;

@@ -8,7 +8,9 @@ mod fp16;
 pub mod kernels;
 mod rounding;
 
-pub use bands::{BAND_VALUES, Band, BlockTensor, RowOrder, decode, decode_streaming, split};
+pub use bands::{
+    BAND_VALUES, Band, BlockTensor, RowOrder, TensorFacts, decode, decode_streaming, split,
+};
 pub use elements::{number_at, write_numbers};
 pub use error::{ErrorLanes, ErrorSum};
 pub use formats::{GgmlType, Q4_0, Q4_1, Q6K, Q8_0, WideNumbers, first_non_finite};

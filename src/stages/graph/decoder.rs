@@ -10,13 +10,13 @@ use super::centre::KeyCentres;
 use super::weights::Weights;
 use crate::base::{Code, Problem, Result};
 use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, Shapes, inputs};
+use crate::model::decoder::shards::{OuterModule, ROWS, Shard};
 use crate::model::decoder::tensors::{LayerTensor, Role, TensorSpec, by_name};
 use crate::model::decoder::{
     Activation, DecoderSpec, Head, Layer, Norms, not_supported, refuse_any,
 };
 use crate::model::onnx::proto::{ModelProto, element};
 use crate::model::onnx::{Builder, Grid, Value};
-use crate::model::shards::{OuterModule, ROWS, Shard};
 
 /// The section of a model that one graph computes.
 #[derive(Clone, Copy, Debug)]

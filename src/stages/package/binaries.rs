@@ -12,8 +12,8 @@ use crate::artifact::context::{BINARY, binaries, binary_inputs};
 use crate::base::{Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, Shapes};
+use crate::model::decoder::shards::{OuterModule, Processor};
 use crate::model::facts::ContextFacts;
-use crate::model::shards::{OuterModule, Processor};
 use crate::qnn::Soc;
 
 /// One context binary.

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::Params;
 use crate::artifact::bundle::{EXTENSIONS, TOKENIZER};
 use crate::base::{Code, Problem, Result};
+use crate::model::decoder::shards::{Place, Processor};
 use crate::model::decoder::{DecoderSpec, Rotary, inputs};
-use crate::model::shards::{Place, Processor};
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Soc;
 

@@ -3,7 +3,7 @@
 
 use super::genie::Bundle;
 use crate::model::decoder::inputs::{HostInput, LOGITS};
-use crate::model::shards::{OuterModule, Processor};
+use crate::model::decoder::shards::{OuterModule, Processor};
 
 /// The text of `README.md`. `build` is the version of the libraries that compiled the binaries:
 /// `v2.51.0.260929181845`.

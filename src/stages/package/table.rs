@@ -8,10 +8,10 @@ use crate::action::{Job, Part};
 use crate::artifact::context::CPU;
 use crate::artifact::weight::Weight;
 use crate::base::{CanonJson, Code, Context, Problem, Result};
+use crate::model::decoder::shards::OuterModule;
 use crate::model::decoder::tensors::Role;
 use crate::model::facts::ArrayFacts;
 use crate::model::onnx;
-use crate::model::shards::OuterModule;
 use crate::model::weight::Element;
 
 /// Bytes that are written at a time.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kiln::model::decoder::arch::model_facts;
-use kiln::model::facts::{ModelFacts, RopeRows};
+use kiln::model::decoder::{ModelFacts, RopeRows};
 use kiln::model::gguf::Gguf;
 
 /// Keys and values of a layer, one entry per token.

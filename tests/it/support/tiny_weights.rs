@@ -1,7 +1,7 @@
 //! Tiny models in the form that `inspect` and `requant` write: random weights in every encoding.
 
 use kiln::action::{Inputs, Manifest, Part, PartName};
-use kiln::model::facts::{ModelFacts, RopeRows};
+use kiln::model::decoder::{ModelFacts, RopeRows};
 use kiln::model::weight::{Element, WeightEncoding, WeightFacts};
 use serde_json::json;
 

@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use super::refuse_all;
 use crate::base::{Code, Result};
 use crate::model::decoder::tensors::Role;
-use crate::model::decoder::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Rotary};
-use crate::model::facts::RopeRows;
+use crate::model::decoder::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, RopeRows, Rotary};
 use crate::model::gguf::{FromValue, Gguf, Uniform, Value};
 
 /// The default of llama.cpp for a file without the key.

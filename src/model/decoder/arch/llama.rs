@@ -4,9 +4,8 @@
 
 use super::Architecture;
 use super::keys::Keys;
-use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::{LayerTensor, Role};
-use crate::model::facts::RopeRows;
+use crate::model::decoder::{DecoderSpec, RopeRows};
 
 /// The architecture `llama`.
 pub static LLAMA: Architecture = Architecture {

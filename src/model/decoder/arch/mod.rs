@@ -10,9 +10,8 @@ mod toy;
 mod vocabulary;
 
 use self::keys::Keys;
-use super::DecoderSpec;
+use super::{DecoderSpec, ModelFacts};
 use crate::base::{Code, Problem, Result};
-use crate::model::facts::ModelFacts;
 use crate::model::gguf::{Gguf, Metadata, quoted};
 
 /// An architecture.
@@ -95,8 +94,8 @@ fn shortened(mut lines: Vec<String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::decoder::RopeRows;
     use crate::model::decoder::tensors::tensors;
-    use crate::model::facts::RopeRows;
     use crate::model::gguf::{Entry, Header, Value};
     use crate::model::quant::GgmlType;
 

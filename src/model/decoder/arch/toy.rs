@@ -3,8 +3,7 @@
 
 use super::Architecture;
 use super::keys::Keys;
-use crate::model::decoder::DecoderSpec;
-use crate::model::facts::RopeRows;
+use crate::model::decoder::{DecoderSpec, RopeRows};
 
 /// The architecture `toy`.
 pub static TOY: Architecture = Architecture {

@@ -1,14 +1,5 @@
 //! Helpers of the formats. ggml packs adjacent values into adjacent bytes, not into adjacent bits.
 
-/// Each block of `BYTES` bytes with its `LEN` values in `out`.
-pub(super) fn with_values<'a, const BYTES: usize, const LEN: usize>(
-    blocks: &'a [u8],
-    out: &'a mut [f32],
-) -> impl Iterator<Item = (&'a [u8; BYTES], &'a mut [f32; LEN])> {
-    let values = out.as_chunks_mut().0;
-    blocks.as_chunks().0.iter().zip(values)
-}
-
 /// `LEN` 4-bit codes, in groups of `2 * half`: the first half of a group is in the low nibbles of
 /// `half` bytes, the second in the high ones.
 pub(super) fn nibbles<const LEN: usize>(bytes: &[u8], half: usize) -> [u8; LEN] {

@@ -1,8 +1,8 @@
 //! A format that is defined by one function, which unpacks a block. Decoding and splitting both use
 //! it, so they cannot disagree.
 
-use super::bits::with_values;
 use crate::model::quant::elements::{write_codes, write_numbers};
+use crate::model::quant::kernels::scalar::with_values;
 use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split};
 use crate::model::weight::Element;
 

@@ -1,27 +1,12 @@
 //! Q4_0: 32 values `d * (q - 8)`, d f16 of either sign. `block_q4_0` of ggml-common.h.
 
-use super::bits::{pair_nibbles, with_values};
-use crate::model::quant::fp16::read_f16;
+use super::bits::pair_nibbles;
+use crate::model::quant::kernels::scalar::q4_0::{BYTES, LEN};
 use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
 
 /// The format Q4_0.
 pub struct Q4_0;
-
-const LEN: usize = 32;
-const BYTES: usize = 18;
-const _: () = assert!(BYTES == 2 + LEN / 2);
-
-/// Decodes whole blocks without SIMD instructions.
-pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
-    for ([d0, d1, codes @ ..], out) in with_values::<BYTES, LEN>(blocks, out) {
-        let d = read_f16([*d0, *d1]);
-        for (j, code) in codes.iter().enumerate() {
-            out[j] = ((code & 0x0f) as i32 - 8) as f32 * d;
-            out[j + 16] = ((code >> 4) as i32 - 8) as f32 * d;
-        }
-    }
-}
 
 impl QuantFormat for Q4_0 {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {

@@ -1,29 +1,12 @@
 //! Q4_1: 32 values `d * q + m`, d and m f16. `block_q4_1` of ggml-common.h.
 
-use super::bits::{pair_nibbles, with_values};
-use crate::model::quant::fp16::read_f16;
+use super::bits::pair_nibbles;
+use crate::model::quant::kernels::scalar::q4_1::{BYTES, LEN};
 use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
 
 /// The format Q4_1.
 pub struct Q4_1;
-
-const LEN: usize = 32;
-const BYTES: usize = 20;
-const _: () = assert!(BYTES == 2 + 2 + LEN / 2);
-
-/// Decodes whole blocks without SIMD instructions.
-pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
-    for ([d0, d1, m0, m1, codes @ ..], out) in with_values::<BYTES, LEN>(blocks, out) {
-        let (d, m) = (read_f16([*d0, *d1]), read_f16([*m0, *m1]));
-        for (j, code) in codes.iter().enumerate() {
-            // The product has 11 + 4 significant bits. So it is exact and only the sum rounds, with
-            // or without FMA.
-            out[j] = (code & 0x0f) as f32 * d + m;
-            out[j + 16] = (code >> 4) as f32 * d + m;
-        }
-    }
-}
 
 impl QuantFormat for Q4_1 {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {

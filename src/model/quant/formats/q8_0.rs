@@ -1,24 +1,11 @@
 //! Q8_0: 32 values `d * q`, d f16, q a signed byte. `block_q8_0` of ggml-common.h.
 
-use super::bits::with_values;
-use crate::model::quant::fp16::read_f16;
+use crate::model::quant::kernels::scalar::q8_0::{BYTES, LEN};
 use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
 
 /// The format Q8_0.
 pub struct Q8_0;
-
-const LEN: usize = 32;
-const BYTES: usize = 34;
-const _: () = assert!(BYTES == 2 + LEN);
-
-/// Decodes whole blocks without SIMD instructions.
-pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
-    for ([d0, d1, codes @ ..], out) in with_values::<BYTES, LEN>(blocks, out) {
-        let d = read_f16([*d0, *d1]);
-        *out = codes.map(|code| code as i8 as f32 * d);
-    }
-}
 
 impl QuantFormat for Q8_0 {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {

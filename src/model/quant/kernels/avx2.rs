@@ -3,9 +3,9 @@
 
 use std::arch::x86_64::*;
 
+use super::scalar::q6_k;
 use super::{Decoders, Kernels, scalar};
 use crate::model::quant::error::{ErrorLanes, LANES};
-use crate::model::quant::formats::q6_k;
 
 /// The kernels, if this processor can run them.
 pub(super) fn kernels() -> Option<&'static Kernels> {

@@ -10,14 +10,14 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-mod scalar;
+pub(super) mod scalar;
 mod wide;
 
 use std::sync::LazyLock;
 
 pub use wide::{Loop, run_wide};
 
-use super::ErrorLanes;
+use super::error::{ErrorLanes, ErrorSum};
 
 /// Decodes whole blocks to their values.
 pub type Decode = fn(&[u8], &mut [f32]);
@@ -54,6 +54,15 @@ pub struct Decoders {
 pub fn widest() -> &'static Kernels {
     static WIDEST: LazyLock<&Kernels> = LazyLock::new(|| available()[0]);
     *WIDEST
+}
+
+impl ErrorSum {
+    /// The error of `result` against `source`.
+    pub fn of(source: &[f32], result: &[f32]) -> Self {
+        let mut lanes = ErrorLanes::default();
+        (widest().measure)(&mut lanes, source, result);
+        lanes.sum()
+    }
 }
 
 /// All kernels that this processor can run, the widest first and the scalar ones last.

@@ -6,9 +6,9 @@ use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 use std::array::from_fn;
 
+use super::scalar::q6_k;
 use super::{Decoders, Kernels, scalar};
 use crate::model::quant::error::{ErrorLanes, LANES};
-use crate::model::quant::formats::q6_k;
 
 /// The kernels, if this processor can run them. They load f16 in the byte order of
 /// memory, which must be little-endian.

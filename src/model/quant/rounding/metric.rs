@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::search::{LANES, Lanes, add_products, subtract_products};
+use super::lanes::{LANES, Lanes, add_products, subtract_products};
 use crate::base::{Code, Problem, Result};
 
 /// Share of the mean of H's diagonal that is added to the diagonal, because moments of a few

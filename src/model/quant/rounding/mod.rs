@@ -1,5 +1,6 @@
 //! Encodings of weights other than that of their file: with fewer bits, or without negative scales.
 
+mod lanes;
 mod metric;
 mod positive;
 mod round;

@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use super::Misfit;
+use super::lanes::{LANES, Lanes};
 use super::metric::Metric;
-use super::search::{CodeRange, LANES, Lanes, Ratios, STEP, Search, Tile};
+use super::search::{CodeRange, Ratios, STEP, Search, Tile};
 use crate::base::{Code, Problem, Result};
 use crate::model::quant::bands::slices;
 use crate::model::quant::elements::write_codes;

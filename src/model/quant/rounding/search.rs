@@ -10,14 +10,9 @@
 
 use std::ops::Range;
 
+use super::lanes::{LANES, Lanes, add_products, subtract_products, update};
 use super::metric::{Factors, Metric};
 use crate::model::quant::kernels::Loop;
-
-/// Rows that are rounded side by side.
-pub(super) const LANES: usize = 16;
-
-/// One number per row.
-pub(super) type Lanes = [f32; LANES];
 
 /// Number of consecutive integers that are tried for a block.
 const INTEGERS_TRIED: usize = 12;
@@ -421,14 +416,6 @@ fn compare(condition: impl Fn(usize) -> bool) -> [bool; LANES] {
     std::array::from_fn(condition)
 }
 
-/// Replaces each lane by `change` of its index and value.
-#[inline(always)]
-fn update(all: &mut Lanes, change: impl Fn(usize, f32) -> f32) {
-    for lane in 0..LANES {
-        all[lane] = change(lane, all[lane]);
-    }
-}
-
 /// Replaces the lanes that are better in `new`.
 #[inline(always)]
 fn select(better: [bool; LANES], old: &mut Lanes, new: &Lanes) {
@@ -451,24 +438,6 @@ fn sums(a: &[Lanes], b: &[Lanes]) -> Vec<Lanes> {
         update(sum, |lane, a| a + b[lane]);
     }
     sums
-}
-
-/// `start` plus the sum of `errors[i] * factors[i]`.
-#[inline(always)]
-pub(super) fn add_products(mut start: Lanes, errors: &[Lanes], factors: &[f32]) -> Lanes {
-    for (error, factor) in errors.iter().zip(factors) {
-        update(&mut start, |lane, sum| sum + error[lane] * factor);
-    }
-    start
-}
-
-/// `start` minus the sum of `errors[i] * factors[i]`.
-#[inline(always)]
-pub(super) fn subtract_products(mut start: Lanes, errors: &[Lanes], factors: &[f32]) -> Lanes {
-    for (error, factor) in errors.iter().zip(factors) {
-        update(&mut start, |lane, sum| sum - error[lane] * factor);
-    }
-    start
 }
 
 /// The nearest integer, ties to even, for magnitudes below 2^22: the sum with 1.5 * 2^23 has no

@@ -1,13 +1,13 @@
-//! The summary of a GGUF: as text for people, as JSON for programs.
+//! The summary of a GGUF and its model: as text for people, as JSON for programs.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::ser::{Serialize, Serializer};
 
-use super::{ByteOrder, Gguf, Metadata, Value};
+use super::decoder::{ModelFacts, RopeRows};
+use super::gguf::{ByteOrder, Gguf, Metadata, Value};
 use crate::base;
-use crate::model::facts::{ModelFacts, RopeRows};
 
 /// The text of `summary.txt` and `kiln inspect`.
 pub struct Summary<'a> {

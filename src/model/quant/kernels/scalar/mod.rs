@@ -1,8 +1,13 @@
-//! The reference kernels: every other set must yield the same bits.
+//! The reference kernels: every other set must yield the same bits. One file per format, with the
+//! size of its blocks.
+
+pub(in crate::model::quant) mod q4_0;
+pub(in crate::model::quant) mod q4_1;
+pub(in crate::model::quant) mod q6_k;
+pub(in crate::model::quant) mod q8_0;
 
 use super::{Decoders, Kernels};
 use crate::model::quant::error;
-use crate::model::quant::formats::{q4_0, q4_1, q6_k, q8_0};
 use crate::model::quant::fp16::{from_f32, read_f16};
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -20,6 +25,15 @@ const DECODERS: Decoders = Decoders {
     q8_0: q8_0::decode,
     q6_k: q6_k::decode,
 };
+
+/// Each block of `BYTES` bytes with its `LEN` values in `out`.
+pub(in crate::model::quant) fn with_values<'a, const BYTES: usize, const LEN: usize>(
+    blocks: &'a [u8],
+    out: &'a mut [f32],
+) -> impl Iterator<Item = (&'a [u8; BYTES], &'a mut [f32; LEN])> {
+    let values = out.as_chunks_mut().0;
+    blocks.as_chunks().0.iter().zip(values)
+}
 
 pub(super) fn from_f16(bytes: &[u8], out: &mut [f32]) {
     for (bytes, out) in bytes.as_chunks().0.iter().zip(out) {

@@ -4,8 +4,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::decoder::tensors::{Role, TensorSpec, tensors};
-use super::decoder::{DecoderSpec, inputs};
+use super::spec::DecoderSpec;
+use super::tensors::{Role, TensorSpec, tensors};
 use crate::base::{Code, Problem, Result};
 
 /// What computes a part of a model.
@@ -47,6 +47,9 @@ pub enum OuterModule {
     /// Maps the normalized residual stream to logits.
     Head,
 }
+
+/// The embeddings of the tokens, if another graph looks them up.
+pub const EMBEDDINGS: &str = "inputs_embeds";
 
 /// Name of the embedding rows of the tokens in the graph of the whole model.
 pub const ROWS: &str = "token_embd.rows";
@@ -92,7 +95,7 @@ impl OuterModule {
     /// first of these names.
     pub fn value(self) -> &'static str {
         match self {
-            OuterModule::Embedding => inputs::EMBEDDINGS,
+            OuterModule::Embedding => EMBEDDINGS,
             OuterModule::Head => "output_norm",
         }
     }
