@@ -163,7 +163,7 @@ fn check(call: &str, kept: &[&str], says: &str, leaves: &str) {
     let (code, text, errors) = gc(cache.path(), &format!("{call}{lock}"));
     assert_eq!((code, text.as_str()), (0, says), "{errors}");
     assert_eq!(left(cache.path(), POTTERY), leaves, "{call}");
-    assert_eq!(would.replace("would remove", "removed         "), text);
+    assert_eq!(would.replace("would remove", "removed     "), text);
 }
 
 #[test]
