@@ -5,9 +5,9 @@
 //!
 //! | layer | modules | purpose |
 //! |---|---|---|
-//! | 6 | [`cli`] | the subcommands; the only module that names concrete types of all others |
-//! | 5 | [`records`], [`engine`] | lock files and receipts; scheduling |
-//! | 5 | [`stages`] | the stage kinds |
+//! | 7 | [`cli`] | the subcommands; the only module that names concrete types of all others |
+//! | 6 | [`records`] | lock files, receipts, provenance, rebuild checks |
+//! | 5 | [`stages`], [`engine`] | the stage kinds; the scheduler |
 //! | 4 | [`compile`], [`run`], [`device`], [`report`] | compilation; inference; devices; reports |
 //! | 4 | [`plan`], [`events`], [`execute`] | plan files; build events; execution of actions |
 //! | 3 | [`store`] | blobs and results, addressed by digest |

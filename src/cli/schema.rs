@@ -1,5 +1,5 @@
-//! `kiln schema`: prints the JSON Schema of plans, for completion and checks in editors, or the same
-//! parameters as Markdown tables.
+//! `kiln schema`: prints the JSON Schema of plans, for completion and checks in editors, or the
+//! same parameters as Markdown tables.
 
 use super::{Common, Exit, Failed};
 use crate::action::Registry;

@@ -146,7 +146,7 @@ fn check(call: &str, kept: &[&str], output: &str, remains: &str) {
     assert_eq!((code, text.as_str()), (0, output), "{errors}");
     assert_eq!(remaining(cache.path(), RESULTS), remains, "{call}");
     assert_eq!(
-        dry_run.replace("would remove", "removed             "),
+        dry_run.replace("would remove", "removed     "),
         text
     );
 }

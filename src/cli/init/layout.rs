@@ -92,8 +92,8 @@ fn split_ending(file: &str) -> &str {
     &file[file.len().saturating_sub("-00001-of-00003.gguf".len())..]
 }
 
-/// `url` with `new` in place of the `ending` of its file name. The query of a web address, which may
-/// repeat the name, is not changed.
+/// `url` with `new` in place of the `ending` of its file name. The query of a web address, which
+/// may repeat the name, is not changed.
 fn with_ending(url: &str, ending: &str, new: &str) -> Result<String> {
     let scheme = url.split(':').next().unwrap_or_default();
     let is_web = scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http");

@@ -74,8 +74,8 @@ const TEXT: (&str, &[u8]) = (
     include_bytes!("../../../plans/data/eval.txt"),
 );
 
-/// The maximum context length of a plan, in tokens. A longer one costs memory on the device and time
-/// in the simulator.
+/// The maximum context length of a plan, in tokens. A longer one costs memory on the device and
+/// time in the simulator.
 const CONTEXT: u32 = 2048;
 /// The tokens of a prefill call, if the context is long enough.
 const PREFILL: u32 = 128;
@@ -165,8 +165,8 @@ fn plan_text(model: &Model, soc: &str) -> String {
         .replace("@ABOUT@", &model.about)
 }
 
-/// The variables for the file of the model, and the stages that fetch it. The files of a split model
-/// have no variables, since each has its own SHA-256.
+/// The variables for the file of the model, and the stages that fetch it. The files of a split
+/// model have no variables, since each has its own SHA-256.
 fn model_sources(model: &Model) -> (String, String) {
     let (key, name, url) = match &model.layout {
         FileLayout::Single => ("url", "", &model.url),

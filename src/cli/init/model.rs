@@ -67,8 +67,8 @@ pub fn file_name(url: &str, stages: &Registry) -> Result<String> {
     Ok(file.rsplit('/').next().unwrap_or_default().into())
 }
 
-/// The name of a plan for the model in `file`: the name of the complete file, in the characters that
-/// names of plans have.
+/// The name of a plan for the model in `file`: the name of the complete file, in the characters
+/// that names of plans have.
 pub fn plan_name(file: &str) -> String {
     let file = model_file_name(file).to_ascii_lowercase();
     let stem = file.strip_suffix(".gguf").unwrap_or(&file);

@@ -1,5 +1,5 @@
-//! Descriptions of GGUF files. Only the header is read, so that a large model takes no longer than a
-//! small one.
+//! Descriptions of GGUF files. Only the header is read, so that a large model takes no longer than
+//! a small one.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -65,8 +65,8 @@ fn is_first(file: &usize) -> bool {
     *file == 0
 }
 
-/// The summary, and the tensors if `tensors`; with `json`, one line with everything. For a file of a
-/// split model, the other files are read from the same folder.
+/// The summary, and the tensors if `tensors`; with `json`, one line with everything. For a file of
+/// a split model, the other files are read from the same folder.
 pub(super) fn describe(path: &Path, tensors: bool, json: bool) -> Result<String> {
     let mut files = open_model_files(path)?;
     with_headers(&mut files, |gguf| {

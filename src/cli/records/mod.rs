@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long)]
     locked: bool,
     /// Run the parts of STAGE a second time and compare the outputs; exit code 3 if bytes differ
-    /// [default: all stages that use no network, device or program]
+    /// [default: all stages that use no network and no device]
     #[arg(long)]
     check: bool,
     /// Write provenance.json beside the artifacts: an in-toto statement with SLSA provenance

@@ -1,5 +1,5 @@
-//! `--check`: runs parts of a finished build a second time, with the same scheduler, and compares the
-//! bytes of their outputs.
+//! `--check`: runs parts of a finished build a second time, with the same scheduler, and compares
+//! the bytes of their outputs.
 //!
 //! Two wrappers do this. A cache that hides the results of these parts makes them run; an executor
 //! returns the outputs of the first run in place of the new ones, so that all later parts get the

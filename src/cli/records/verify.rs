@@ -88,7 +88,13 @@ pub(in crate::cli) fn run(args: &Args, common: &Common, stages: &Registry) -> Re
         }
     }
     if common.json {
-        let line = json!({"lock": path, "files": files.len(), "bytes": size_bytes, "faults": faults, "figures": figures});
+        let line = json!({
+            "lock": path,
+            "files": files.len(),
+            "bytes": size_bytes,
+            "faults": faults,
+            "figures": figures,
+        });
         common.print(&format!("{line}\n"));
     } else {
         for path in &figures {
