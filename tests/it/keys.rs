@@ -1,59 +1,90 @@
-//! The output bytes of a stage change only together with its version. Otherwise caches would
-//! continue to return the old bytes.
+//! Keys and output digests of the deterministic stage kinds. If the output of a stage changes and its
+//! version does not, a cache keeps returning the old output.
 
+use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
-use crate::support::workspace::Folder;
-use kiln::action::Manifest;
+use crate::support::tools;
+use kiln::action::{Manifest, PartName};
 use kiln::base::hash_bytes;
-use kiln::stages;
 use serde_json::{Value, json};
 
-/// Kind, version, parameters, and the digest of all outputs.
-const GOLDEN: &str = r#"inspect 3 {} b3:c385e45fd03a
-dequant 2 {"type":"f32"} b3:f70435de3057
-dequant 2 {"type":"f16"} b3:a3d8ccc8d3b2
-dequant 2 {"type":"bf16"} b3:27d7b02cba08
-requant 4 {"scheme":"f16"} b3:eb4819bd8f03
-graph 6 {"context":24,"prefill":8} b3:b07ea088ce22
-requant 4 {"scheme":"int8-block"} b3:11daf00c395e
-graph 6 {"context":24,"prefill":8} b3:77a8c4fd9469
-requant 4 {"scheme":"native"} b3:d919957b6dce
-graph 6 {"context":24,"prefill":8} b3:c042e58e2022
-requant 4 {"scheme":"native-safe"} b3:9d448f59634f
-graph 6 {"context":24,"prefill":8} b3:1bf638e844c2
-requant 4 {"scheme":"int8-channel"} b3:2cc20ef16e38
-graph 6 {"context":24,"prefill":8} b3:110cd2b976b8
-requant 4 {"scheme":"int4-channel"} b3:9c91fa8e0119
-graph 6 {"context":24,"prefill":8} b3:6514148c966b
-export-gguf 1 {} b3:e262a0d20d72
-requant 4 {"scheme":"lpbq-32"} b3:56811e7b3f94
-graph 6 {"context":24,"prefill":8} b3:3a0e5767b4b0
-"#;
+/// One line per stage: kind, version, parameters, digest of the keys, digest of the output.
+const GOLDEN: &str = "";
 
-fn digest(manifest: &Manifest) -> String {
-    let mut text = String::new();
-    for (name, part) in &manifest.parts {
-        text += &format!("{name} {} {}\n", part.content.digest, part.facts);
+/// The same for the kinds that use Qualcomm's libraries.
+const GOLDEN_WITH_LIBRARIES: &str = "";
+
+/// Runs stages and writes a line for each.
+struct Recorder {
+    runner: StageRunner,
+    lines: String,
+}
+
+impl Recorder {
+    fn run(&mut self, kind: &str, params: Value, slots: &[(&str, &Manifest)]) -> Manifest {
+        let mut keys = String::new();
+        for key in self.runner.keys(kind, &params, slots) {
+            keys += &format!("{key}\n");
+        }
+        let manifest = self.runner.run(kind, params.clone(), slots).unwrap();
+        let mut output = String::new();
+        for (name, part) in &manifest.parts {
+            output += &format!("{name} {} {}\n", part.content.digest, part.facts);
+        }
+        let (keys, output) = (hash_bytes(keys.as_bytes()), hash_bytes(output.as_bytes()));
+        let (version, keys, output) = (self.runner.version(kind), keys.short(), output.short());
+        self.lines += &format!("{kind} {version} {params} {keys} {output}\n");
+        manifest
     }
-    hash_bytes(text.as_bytes()).short()
+
+    fn graph(&mut self, model: &Manifest, scheme: &str) -> [Manifest; 2] {
+        let weights = self.run(
+            "requant",
+            json!({ "scheme": scheme }),
+            &[("tensors", model)],
+        );
+        let params = json!({"prefill": 8, "context": 24});
+        let graph = self.run("graph", params, &[("model", model), ("weights", &weights)]);
+        [weights, graph]
+    }
+
+    #[track_caller]
+    fn check(&self, golden: &str) {
+        assert!(
+            self.lines == golden,
+            "a key or an output of these stages has changed; increase the version of each in its \
+             SPEC, then write here:\n{}",
+            self.lines
+        );
+    }
+}
+
+/// The output of `sensitivity` for two tensors.
+fn costs(runner: &StageRunner) -> Manifest {
+    let mut manifest = Manifest::default();
+    for (tensor, kld) in [("blk.0.ffn_up.weight", 0.02), ("blk.1.ffn_up.weight", 0.01)] {
+        let facts = json!({"tensor": tensor, "costs": [
+            {"scheme": "native", "bytes": 90, "kld": 0.0},
+            {"scheme": "int4-channel", "bytes": 40, "kld": kld},
+        ]});
+        let name = PartName::new(format!("{tensor}/costs.json")).unwrap();
+        manifest.parts.insert(name, runner.part(b"", facts));
+    }
+    manifest
 }
 
 #[test]
-fn output_changes_only_with_the_stage_version() {
-    let root = tempfile::tempdir().unwrap();
-    let folder = Folder::new(root.path());
-    let registry = stages::all();
-    let mut found = String::new();
-    let mut run = |kind: &str, params: Value, slots: &[(&str, &Manifest)]| {
-        let manifest = folder.run(kind, params.clone(), slots).unwrap();
-        let version = registry.get(kind).unwrap().spec().version;
-        found += &format!("{kind} {version} {params} {}\n", digest(&manifest));
-        manifest
+fn keys_and_outputs_change_only_with_the_stage_version() {
+    let home = tempfile::tempdir().unwrap();
+    let runner = StageRunner::new(home.path());
+    let file = runner.file(&TinyGguf::qwen2().write());
+    let mut recorder = Recorder {
+        runner,
+        lines: String::new(),
     };
-    let file = folder.file("tiny.gguf", &TinyGguf::qwen2().write());
-    let model = run("inspect", json!({}), &[("gguf", &file)]);
+    let model = recorder.run("inspect", json!({}), &[("gguf", &file)]);
     for to in ["f32", "f16", "bf16"] {
-        run("dequant", json!({ "type": to }), &[("model", &model)]);
+        recorder.run("dequant", json!({ "type": to }), &[("model", &model)]);
     }
     for scheme in [
         "f16",
@@ -61,30 +92,42 @@ fn output_changes_only_with_the_stage_version() {
         "native",
         "native-safe",
         "int8-channel",
-        "int4-channel",
         "lpbq-32",
     ] {
-        let weights = run(
-            "requant",
-            json!({ "scheme": scheme }),
-            &[("tensors", &model)],
-        );
-        run(
-            "graph",
-            json!({"prefill": 8, "context": 24}),
-            &[("model", &model), ("weights", &weights)],
-        );
-        if scheme == "int4-channel" {
-            run(
-                "export-gguf",
-                json!({}),
-                &[("model", &model), ("weights", &weights)],
-            );
-        }
+        recorder.graph(&model, scheme);
     }
-    assert!(
-        found == GOLDEN,
-        "the output of these stages has changed; increase the version of each in its SPEC, then \
-         write here:\n{found}"
+    let [weights, _] = recorder.graph(&model, "int4-channel");
+    let slots = [("model", &model), ("weights", &weights)];
+    recorder.run("export-gguf", json!({}), &slots);
+    recorder.run("validate", json!({}), &[("weights", &weights)]);
+    let costs = costs(&recorder.runner);
+    recorder.run(
+        "mixed-precision",
+        json!({"bytes": 130}),
+        &[("sensitivity", &costs)],
     );
+    recorder.check(GOLDEN);
+}
+
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn keys_and_outputs_with_libraries_change_only_with_the_stage_version() {
+    let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let runner = StageRunner::new(home.path()).tool("qnn", &tools::qnn());
+    let file = runner.file(&TinyGguf::qwen2().write());
+    let mut recorder = Recorder {
+        runner,
+        lines: String::new(),
+    };
+    let model = recorder.run("inspect", json!({}), &[("gguf", &file)]);
+    let [_, native] = recorder.graph(&model, "native");
+    let params = json!({"soc": "sm8650", "container": true});
+    let context = recorder.run("context-bin", params, &[("graph", &native)]);
+    recorder.run("dlc", json!({}), &[("context", &context)]);
+    let [_, f16] = recorder.graph(&model, "f16");
+    let dlc = recorder.run("dlc", json!({}), &[("graph", &f16)]);
+    recorder.run("context-bin", json!({"soc": "sm8750"}), &[("dlc", &dlc)]);
+    let bundle = [("model", &model), ("context", &context)];
+    recorder.run("package", json!({"name": "tiny"}), &bundle);
+    recorder.check(GOLDEN_WITH_LIBRARIES);
 }

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use kiln::action::{Demand, Inputs, Isolation, Manifest, Part, PartName, Registry, WorkOrder};
+use kiln::action::{
+    ActionKey, Demand, Inputs, Isolation, Manifest, Part, PartName, Registry, WorkOrder,
+};
 use kiln::base::{CanonJson, Result};
 use kiln::execute::{Executor, Local, Watch};
 use kiln::store::{BlobStore, Disk};
@@ -78,14 +80,23 @@ impl StageRunner {
         .unwrap()
     }
 
-    fn run_as(
-        &self,
-        kind: &str,
-        params: Value,
-        slots: &[(&str, &Manifest)],
-        change_demand: fn(Demand) -> Demand,
-    ) -> Result<(Manifest, u64)> {
+    /// The keys of a stage's actions, in the order of its parts.
+    pub fn keys(&self, kind: &str, params: &Value, slots: &[(&str, &Manifest)]) -> Vec<ActionKey> {
         let stage = self.stages.get(kind).unwrap();
+        let mut keys = vec![];
+        for order in stage.expand(params, &self.inputs(kind, slots)).unwrap() {
+            keys.push(order.into_action(stage.spec()).key());
+        }
+        keys
+    }
+
+    /// The version of a stage kind.
+    pub fn version(&self, kind: &str) -> u32 {
+        self.stages.get(kind).unwrap().spec().version
+    }
+
+    fn inputs(&self, kind: &str, slots: &[(&str, &Manifest)]) -> Inputs {
+        let spec = self.stages.get(kind).unwrap().spec();
         let mut inputs = Inputs {
             tools: self.tools.iter().cloned().collect(),
             ..Inputs::default()
@@ -95,7 +106,7 @@ impl StageRunner {
             // artifact.
             let mut slot = *name;
             if kind == "validate" {
-                let [all] = stage.spec().inputs else { panic!() };
+                let [all] = spec.inputs else { panic!() };
                 let artifact = all.accepts.iter().find(|kind| *kind == name).unwrap();
                 inputs.artifacts.insert(name.to_string(), artifact);
                 slot = all.name;
@@ -103,6 +114,17 @@ impl StageRunner {
             let stages = inputs.slots.entry(slot.to_string()).or_default();
             stages.push((name.to_string(), (*manifest).clone()));
         }
+        inputs
+    }
+
+    fn run_as(
+        &self,
+        kind: &str,
+        params: Value,
+        slots: &[(&str, &Manifest)],
+        change_demand: fn(Demand) -> Demand,
+    ) -> Result<(Manifest, u64)> {
+        let stage = self.stages.get(kind).unwrap();
         let program = PathBuf::from(env!("CARGO_BIN_EXE_kiln"));
         let executor = Local {
             store: &self.store,
@@ -110,7 +132,7 @@ impl StageRunner {
             program,
         };
         let (mut manifest, mut largest) = (Manifest::default(), 0);
-        for order in stage.expand(&params, &inputs)? {
+        for order in stage.expand(&params, &self.inputs(kind, slots))? {
             let (name, demand) = (order.name.clone(), change_demand(order.demand));
             let start = std::time::Instant::now();
             let ran = executor.run(&order.into_action(stage.spec()), &demand, &Quiet)?;
