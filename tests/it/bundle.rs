@@ -298,7 +298,7 @@ fn invalid_parameters_are_reported() {
     assert_eq!(problems("package", params), expected);
     assert_eq!(
         problems("generate", json!({"tokens": 0})),
-        ["tokens: no token would be asked for"]
+        ["tokens: expected an integer of at least 1, found 0"]
     );
 }
 

@@ -145,10 +145,7 @@ fn check(call: &str, kept: &[&str], output: &str, remains: &str) {
     let (code, text, errors) = gc(cache.path(), &format!("{call}{lock}"));
     assert_eq!((code, text.as_str()), (0, output), "{errors}");
     assert_eq!(remaining(cache.path(), RESULTS), remains, "{call}");
-    assert_eq!(
-        dry_run.replace("would remove", "removed     "),
-        text
-    );
+    assert_eq!(dry_run.replace("would remove", "removed     "), text);
 }
 
 #[test]
@@ -156,13 +153,13 @@ fn without_a_limit_only_kept_results_remain() {
     check(
         "",
         &[],
-        "removed           4 results, 5 blobs, 21 B\nremaining     0 results, 0 blobs, 0 B\nneeded        0 results, 0 blobs, 0 B, by last builds and lock files\n",
+        "removed       4 results, 5 blobs, 21 B\nremaining     0 results, 0 blobs, 0 B\nneeded        0 results, 0 blobs, 0 B, by last builds and lock files\n",
         ": ",
     );
     check(
         "",
         &["cup"],
-        "removed           3 results, 3 blobs, 13 B\nremaining     1 result, 2 blobs, 8 B\nneeded        1 result, 2 blobs, 8 B, by last builds and lock files\n",
+        "removed       3 results, 3 blobs, 13 B\nremaining     1 result, 2 blobs, 8 B\nneeded        1 result, 2 blobs, 8 B, by last builds and lock files\n",
         "cup: clay slip",
     );
 }
@@ -172,13 +169,13 @@ fn old_results_are_removed_and_future_times_count_as_new() {
     check(
         "--max-age 30d",
         &[],
-        "removed           1 result, 2 blobs, 10 B\nremaining     3 results, 3 blobs, 11 B\nneeded        0 results, 0 blobs, 0 B, by last builds and lock files\n",
+        "removed       1 result, 2 blobs, 10 B\nremaining     3 results, 3 blobs, 11 B\nneeded        0 results, 0 blobs, 0 B, by last builds and lock files\n",
         "cup bowl lamp: clay oil slip",
     );
     check(
         "--max-age 0s",
         &["jar"],
-        "removed           2 results, 2 blobs, 9 B\nremaining     2 results, 3 blobs, 12 B\nneeded        1 result, 2 blobs, 9 B, by last builds and lock files\n",
+        "removed       2 results, 2 blobs, 9 B\nremaining     2 results, 3 blobs, 12 B\nneeded        1 result, 2 blobs, 9 B, by last builds and lock files\n",
         "jar lamp: clay glaze oil",
     );
 }
@@ -188,19 +185,19 @@ fn the_oldest_results_are_removed_until_the_size_limit_is_met() {
     check(
         "--max-size 15B",
         &[],
-        "removed           1 result, 2 blobs, 10 B\nremaining     3 results, 3 blobs, 11 B\nneeded        0 results, 0 blobs, 0 B, by last builds and lock files\n",
+        "removed       1 result, 2 blobs, 10 B\nremaining     3 results, 3 blobs, 11 B\nneeded        0 results, 0 blobs, 0 B, by last builds and lock files\n",
         "cup bowl lamp: clay oil slip",
     );
     check(
         "--max-size 16B",
         &[],
-        "removed           0 results, 1 blob, 5 B\nremaining     4 results, 4 blobs, 16 B\nneeded        0 results, 0 blobs, 0 B, by last builds and lock files\n",
+        "removed       0 results, 1 blob, 5 B\nremaining     4 results, 4 blobs, 16 B\nneeded        0 results, 0 blobs, 0 B, by last builds and lock files\n",
         "jar cup bowl lamp: clay glaze oil slip",
     );
     check(
         "--max-size 5B",
         &["jar"],
-        "removed           3 results, 3 blobs, 12 B\nremaining     1 result, 2 blobs, 9 B\nneeded        1 result, 2 blobs, 9 B, by last builds and lock files\n\
+        "removed       3 results, 3 blobs, 12 B\nremaining     1 result, 2 blobs, 9 B\nneeded        1 result, 2 blobs, 9 B, by last builds and lock files\n\
          --max-size is exceeded by 4 B: the rest is needed\n",
         "jar: clay glaze",
     );

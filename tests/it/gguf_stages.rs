@@ -458,7 +458,7 @@ fn non_finite_weights_are_rejected() {
     });
     assert!(
         test.error("requant", json!({}))
-            .contains("no number: row 0, column 7")
+            .contains("NaN: row 0, column 7")
     );
     let test = with_data(Quant::F32, |data| {
         data[64 * 4..65 * 4].copy_from_slice(&1e6f32.to_le_bytes())

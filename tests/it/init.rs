@@ -196,7 +196,9 @@ fn unusable_files_and_tokenizers_are_reported() {
         &["check", "plans/pot.toml", "--set", "context=1024"],
     );
     assert!(
-        long.contains("warning: `graph` has a context of 1024, the model was trained for 512"),
+        long.contains(
+            "warning: `graph` has a context of 1024 tokens, the model was trained for 512"
+        ),
         "{long}"
     );
     assert!(

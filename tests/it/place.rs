@@ -239,8 +239,8 @@ fn each_graph_gets_only_its_weights() {
             "cpu/decode-head.onnx",
             "cpu/prefill-head.onnx",
             "cpu/weights/token_embd.weight/values",
-            "quantization.json",
-            "model.json"
+            "model.json",
+            "quantization.json"
         ]
     );
 }
