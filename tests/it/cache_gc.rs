@@ -85,7 +85,7 @@ fn lock(results: &[&str]) -> tempfile::NamedTempFile {
     .unwrap();
     writeln!(
         lock,
-        "params = '{digest}'\nkeep = false\ngives = '{digest}'\n[stage.a.actions]"
+        "params = '{digest}'\nkeep = false\noutput = '{digest}'\n[stage.a.actions]"
     )
     .unwrap();
     for result in results {
