@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use rustix::process::{
-    Signal, getppid, kill_current_process_group, parent_process_death_signal,
+    Pid, Signal, getppid, kill_current_process_group, parent_process_death_signal,
     set_parent_process_death_signal,
 };
 
@@ -38,7 +38,8 @@ pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
     } else {
         call.program.clone().into()
     };
-    let mut child = Command::new(&program)
+    let mut command = Command::new(&program);
+    command
         .arg0(&call.program)
         .args(&call.args)
         .env_clear()
@@ -47,13 +48,20 @@ pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
         .current_dir(&folder.work)
         .stdin(Stdio::null())
         .stdout(log.try_clone().context(Code::CommandStart, failed)?)
-        .stderr(log)
-        .spawn()
-        .context(Code::CommandStart, failed)
-        .map_err(|problem| explain_interpreter(problem, &program))?;
-    let status = wait(&mut child).context(Code::CommandStart, || {
-        format!("wait for `{}`", call.program)
-    })?;
+        .stderr(log);
+
+    // Before the program starts: it must not outlive an engine that is killed right after the start.
+    let engine = Engine::detach().context(Code::CommandStart, failed)?;
+    let ended = match command.spawn() {
+        Ok(mut child) => wait(&mut child, &engine).context(Code::CommandStart, || {
+            format!("wait for `{}`", call.program)
+        }),
+        Err(error) => Err(error)
+            .context(Code::CommandStart, failed)
+            .map_err(|problem| explain_interpreter(problem, &program)),
+    };
+    engine.attach().context(Code::CommandStart, failed)?;
+    let status = ended?;
     // A background process of the program could still write outputs.
     kill_descendants();
     if status.success() {
@@ -97,27 +105,50 @@ fn read_first_line(path: &Path) -> io::Result<String> {
     Ok(line)
 }
 
-/// Waits for the end of `child`.
+/// The process that this one works for.
 ///
 /// An interrupted build kills the process group of this process and the child. But if the engine
 /// itself is killed, the kernel would kill this process only (its parent death signal). So the
-/// signal is off while the child runs, and this function kills the group instead.
-fn wait(child: &mut Child) -> io::Result<ExitStatus> {
-    let engine = getppid();
-    let death_signal = parent_process_death_signal()?;
-    set_parent_process_death_signal(None)?;
-    let status = loop {
+/// signal is off while the child runs, and [`wait`] kills the group instead.
+struct Engine {
+    pid: Option<Pid>,
+    death_signal: Option<Signal>,
+}
+
+impl Engine {
+    /// Turns the parent death signal off.
+    fn detach() -> io::Result<Engine> {
+        let engine = Engine {
+            pid: getppid(),
+            death_signal: parent_process_death_signal()?,
+        };
+        set_parent_process_death_signal(None)?;
+        Ok(engine)
+    }
+
+    /// Whether it was killed.
+    fn is_gone(&self) -> bool {
+        self.death_signal.is_some() && getppid() != self.pid
+    }
+
+    /// Turns the parent death signal on again, if it was on.
+    fn attach(self) -> io::Result<()> {
+        Ok(set_parent_process_death_signal(self.death_signal)?)
+    }
+}
+
+/// Waits for the end of `child`. If the engine is gone, kills the whole process group.
+fn wait(child: &mut Child, engine: &Engine) -> io::Result<ExitStatus> {
+    loop {
         if let Some(status) = child.try_wait()? {
-            break status;
+            return Ok(status);
         }
-        if death_signal.is_some() && getppid() != engine {
+        if engine.is_gone() {
             kill_descendants();
             kill_current_process_group(Signal::KILL)?;
         }
         sleep(POLL_INTERVAL);
-    };
-    set_parent_process_death_signal(death_signal)?;
-    Ok(status)
+    }
 }
 
 fn unsuccessful(call: &Call, status: ExitStatus, log: &Path) -> Problem {
