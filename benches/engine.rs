@@ -7,6 +7,9 @@
 //! trivial stage kind. With 100,000 edges ninja has no build log to read, which saves it work.
 //! `big` is a plan of eight real stages with a file of one gigabyte.
 
+// The modules in `support` belong to several crates.
+#![allow(unreachable_pub)]
+
 #[allow(dead_code)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;

@@ -3,6 +3,9 @@
 //! It is compared with a lower bound in the same run: skipping all strings of the vocabulary by
 //! their lengths.
 
+// The modules in `support` belong to several crates.
+#![allow(unreachable_pub)]
+
 use std::hint::black_box;
 use std::time::Instant;
 

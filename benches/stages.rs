@@ -4,6 +4,9 @@
 //! they are also compared with its quantizer. `kiln cache stats` shows the figures of stages that
 //! run in their own process.
 
+// The modules in `support` belong to several crates.
+#![allow(unreachable_pub)]
+
 #[allow(dead_code)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;

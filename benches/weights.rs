@@ -2,6 +2,9 @@
 //! `cargo bench --bench weights`. With KILN_GGML, the libggml-base.so of llama.cpp (as in npm's
 //! `@node-llama-cpp/linux-x64`), also as a ratio to ggml's decoder.
 
+// The modules in `support` belong to several crates.
+#![allow(unreachable_pub)]
+
 #[path = "support/memory.rs"]
 mod memory;
 

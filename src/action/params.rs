@@ -10,7 +10,7 @@ use super::ParamProblem;
 use crate::base::{Code, Problem, closest, hint, near};
 
 /// Everything in `params` that `schema` does not allow, in the order of the keys.
-pub fn validate(schema: &Value, params: &Value) -> Vec<ParamProblem> {
+pub(super) fn validate(schema: &Value, params: &Value) -> Vec<ParamProblem> {
     let mut validator = Validator::default();
     validator.value(schema, params);
     validator.problems

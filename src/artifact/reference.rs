@@ -21,10 +21,7 @@ pub struct Greedy {
 }
 
 /// The tokens and logits of the first `count` windows of a reference, or of all, by their names.
-pub fn windows<'a>(
-    reference: &'a Manifest,
-    count: Option<usize>,
-) -> Result<Vec<(&'a str, (&'a Part, &'a Part))>> {
+pub fn windows(reference: &Manifest, count: Option<usize>) -> Result<Vec<(&str, (&Part, &Part))>> {
     let names = window_folders(reference);
     let count = count.unwrap_or(names.len());
     if count > names.len() {

@@ -162,7 +162,7 @@ impl<T, E: std::error::Error + 'static> Context<T> for std::result::Result<T, E>
     fn context(self, code: Code, context: impl FnOnce() -> String) -> Result<T> {
         match self {
             Ok(value) => Ok(value),
-            Err(error) => Err(failed_to(code.into(), context(), &error)),
+            Err(error) => Err(failed_to(code, context(), &error)),
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::store::{Links, Space};
 
 /// What to build, and how.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     plan: PlanArgs,
     /// Build only these stages and their dependencies [default: all that are not optional]
@@ -85,7 +85,7 @@ impl Args {
 }
 
 /// Builds the plan, writes the artifacts and prints a table of them.
-pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let started = Instant::now();
     let mut session = Session::open(&args.plan, &args.stages, common, stages)?;
     let limits = args.limits();

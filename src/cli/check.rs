@@ -18,13 +18,13 @@ const TOKENIZER_KINDS: [&str; 3] = ["reference", "calibrate", "package"];
 
 /// Which plan.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     plan: PlanArgs,
 }
 
 /// Checks the plan.
-pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let (plan, texts) = args.plan.load_with_texts(stages)?;
     let Findings { problems, warnings } = check_models(&plan);
     if !problems.is_empty() {

@@ -6,14 +6,14 @@ use super::{Cli, Common, Exit};
 
 /// Which shell.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The shell
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
 
 /// Prints the script.
-pub fn run(args: &Args, common: &Common) -> Exit {
+pub(super) fn run(args: &Args, common: &Common) -> Exit {
     let mut script = vec![];
     generate(args.shell, &mut Cli::public_command(), "kiln", &mut script);
     common.print_raw(&String::from_utf8_lossy(&script));

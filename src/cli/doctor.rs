@@ -17,13 +17,13 @@ use crate::store::{CompleteCache, Disk, Lookup};
 /// The plan whose files are checked, too.
 #[derive(clap::Args)]
 #[command(mut_arg("path", |path| path.required(false)))]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     plan: Option<PlanArgs>,
 }
 
 /// Prints all findings. The exit code is 4 if something is missing.
-pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let mut findings = check_machine(&Machine::detect(&common.cache));
     if let Some(plan) = &args.plan {
         let registry = stages::all();

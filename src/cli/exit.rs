@@ -23,7 +23,7 @@ pub enum Exit {
 }
 
 /// The exit codes, for `--help`.
-pub const HELP: &str = "\
+pub(super) const HELP: &str = "\
 Exit codes: 0 success, 1 a stage failed, 2 the plan or the command line is wrong, 3 a digest \
 differs, 4 a tool is missing, 130 interrupted";
 

@@ -14,7 +14,7 @@ use crate::plan::{Plan, PlannedStage};
 
 /// What to explain.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     plan: PlanArgs,
     /// A stage or a part, for example `weights` or `weights/blk.0.attn_q.weight` [default: all
@@ -23,7 +23,7 @@ pub struct Args {
 }
 
 /// Explains one part, all parts of a stage, or all parts that would run.
-pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let session = Session::open(&args.plan, &[], common, stages)?;
     let built = session.dry_run()?;
     let parts: Vec<&BuiltPart> = match &args.part {

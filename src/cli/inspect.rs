@@ -20,7 +20,7 @@ use crate::stages::fetch::what_else;
 
 /// What to inspect.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The file to describe
     file: PathBuf,
     /// Also list the tensors
@@ -33,7 +33,7 @@ pub struct Args {
 }
 
 /// Prints the description.
-pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     if std::env::var_os(IS_CHILD).is_none() && needs_vendor_library(&args.file) {
         return Ok(run_in_child(&args.file)?);
     }

@@ -11,14 +11,14 @@ use crate::base::{Code, Context, Result};
 
 /// Where to write them.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Write kiln.1 and a page for each subcommand to DIR, instead of printing kiln.1
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
 }
 
 /// Writes all pages, or prints the main page.
-pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let pages = Cli::public_command().disable_help_subcommand(true);
     if let Some(folder) = &args.folder {
         OutputPaths::new(&common.cache, []).check_outside_cache("the manual", folder)?;

@@ -20,7 +20,7 @@ const MAX_GROUPS: usize = 8;
 
 /// What to plan.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     plan: PlanArgs,
     /// Only these stages and their dependencies [default: all that are not optional]
@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 /// Prints what a build would run.
-pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let session = Session::open(&args.plan, &args.stages, common, stages)?;
     let built = session.dry_run()?;
     common.print(&if common.json {

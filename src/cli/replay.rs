@@ -13,7 +13,7 @@ use crate::events::{Event, Failures, JsonLines, LogReader, Plain, Summary, Timed
 
 /// What to show, and how.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// An event log: written by `kiln build --log FILE`, or printed by `kiln build --json`
     #[arg(value_name = "LOG")]
     log: PathBuf,
@@ -34,7 +34,7 @@ fn parse_speed(text: &str) -> Result<f64, String> {
 /// Shows the events as lines, then the problems and a summary. The exit code says whether the log
 /// was readable, not whether the build succeeded. If the log is damaged, the events before the
 /// damage are shown.
-pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let name = args.log.display();
     let file = open_file(&args.log)
         .context(Code::LogUnreadable, || format!("read the log {name}"))

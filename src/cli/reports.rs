@@ -10,7 +10,7 @@ use crate::events::{Event, Junit, Report, TimedListener, Trace};
 /// Which reports to write.
 #[derive(clap::Args, Default)]
 #[group(skip)]
-pub struct Args {
+pub(super) struct Args {
     /// Write a JUnit report to FILE, for CI systems: a suite per stage, a case per part
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,

@@ -7,14 +7,14 @@ use crate::plan::{self, Tables};
 
 /// In which format.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Print the inputs and parameters of all stage kinds as Markdown tables
     #[arg(long)]
     markdown: bool,
 }
 
 /// Prints the schema or the tables.
-pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     if args.markdown {
         common.print(&markdown_text(&plan::tables(stages)));
     } else {

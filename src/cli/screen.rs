@@ -19,7 +19,7 @@ use crate::events::{
 
 /// Which files to write besides the view on the screen.
 #[derive(clap::Args, Default)]
-pub struct ViewArgs {
+pub(super) struct ViewArgs {
     /// Write all events to FILE as JSON lines while the build runs; `kiln replay` reads them
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,

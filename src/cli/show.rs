@@ -13,7 +13,7 @@ use crate::records::Kept;
 
 /// Which plan, and in which format.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     plan: PlanArgs,
     /// Output format: lines of text, Graphviz, or Mermaid for Markdown; ignored with --json
@@ -29,7 +29,7 @@ enum Format {
 }
 
 /// Prints the stages.
-pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let plan = args.plan.load(stages)?;
     common.print(&match args.format {
         _ if common.json => json_line(&plan),

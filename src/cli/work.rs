@@ -9,7 +9,7 @@ use crate::store::Disk;
 
 /// Which action.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The action as JSON, including the windows of its inputs
     #[arg(value_name = "ACTION.json")]
     action: PathBuf,
@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 /// Runs the subcommand.
-pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     if let Some(parent) = args.parent {
         execute::die_with_parent(parent)?;
     }

@@ -23,7 +23,7 @@ type Slots = BTreeMap<String, Vec<StageId>>;
 type Edges = Vec<(StageId, Span)>;
 
 /// A checked stage. Cycles are not checked yet.
-pub struct Checked {
+pub(super) struct Checked {
     /// Its `keep` is not filled in yet.
     pub stage: PlannedStage,
     /// The value of `keep`, if the plan has one.
@@ -33,7 +33,11 @@ pub struct Checked {
 }
 
 /// Checks the stages of `draft`. Stages of an unknown kind are left out.
-pub fn check(draft: &Draft, registry: &Registry, problems: &mut Vec<Problem>) -> Vec<Checked> {
+pub(super) fn check(
+    draft: &Draft,
+    registry: &Registry,
+    problems: &mut Vec<Problem>,
+) -> Vec<Checked> {
     let mut all = vec![];
     for stage in &draft.stages {
         let checker = Checker {

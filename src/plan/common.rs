@@ -8,36 +8,36 @@ use super::source::{Node, Table, Tree};
 use crate::action::{Registry, StageSpec};
 
 /// The kind of a stage.
-pub const KIND: &str = "kind";
+pub(super) const KIND: &str = "kind";
 /// Which of its parts are written out.
-pub const KEEP: &str = "keep";
+pub(super) const KEEP: &str = "keep";
 /// The axes that it gathers.
-pub const ACROSS: &str = "across";
+pub(super) const ACROSS: &str = "across";
 /// How long one of its actions may take.
-pub const TIMEOUT: &str = "timeout";
+pub(super) const TIMEOUT: &str = "timeout";
 /// How often a failed action is run again.
-pub const RETRIES: &str = "retries";
+pub(super) const RETRIES: &str = "retries";
 /// Whether it is built only if the call names it, or a stage that depends on it.
-pub const OPTIONAL: &str = "optional";
+pub(super) const OPTIONAL: &str = "optional";
 
 /// All of them.
-pub const COMMON: [&str; 6] = [KIND, KEEP, ACROSS, TIMEOUT, RETRIES, OPTIONAL];
+pub(super) const COMMON: [&str; 6] = [KIND, KEEP, ACROSS, TIMEOUT, RETRIES, OPTIONAL];
 
 /// Cap on `timeout`: longer than any action, and short enough for every clock.
-pub const MAX_TIMEOUT_HOURS: u64 = 1000;
+pub(super) const MAX_TIMEOUT_HOURS: u64 = 1000;
 /// Cap on `retries`.
-pub const MAX_RETRIES: u32 = 100;
+pub(super) const MAX_RETRIES: u32 = 100;
 /// The form of a timeout.
-pub const TIMEOUT_PATTERN: &str = "^[0-9]+(s|min|h)$";
+pub(super) const TIMEOUT_PATTERN: &str = "^[0-9]+(s|min|h)$";
 
 /// The specification of the kind of `table`, if the kind exists.
-pub fn spec_of<'r>(table: &Table, registry: &'r Registry) -> Option<&'r StageSpec> {
+pub(super) fn spec_of<'r>(table: &Table, registry: &'r Registry) -> Option<&'r StageSpec> {
     let kind = table.get(KIND)?.node.string()?;
     Some(registry.get(kind)?.spec())
 }
 
 /// The items of a list. A value that is not a list is the only item.
-pub fn items(node: &Node) -> &[Node] {
+pub(super) fn items(node: &Node) -> &[Node] {
     match &node.tree {
         Tree::List(items) => items,
         _ => std::slice::from_ref(node),
@@ -45,12 +45,12 @@ pub fn items(node: &Node) -> &[Node] {
 }
 
 /// Those of its items that are strings.
-pub fn strings(node: &Node) -> impl Iterator<Item = &str> {
+pub(super) fn strings(node: &Node) -> impl Iterator<Item = &str> {
     items(node).iter().filter_map(Node::string)
 }
 
 /// The value of `keep`, if it is valid.
-pub fn keep(node: &Node) -> Option<Keep> {
+pub(super) fn keep(node: &Node) -> Option<Keep> {
     match &node.tree {
         Tree::Bool(false) => Some(Keep::Nothing),
         Tree::Bool(true) => Some(Keep::All),
@@ -66,7 +66,7 @@ pub fn keep(node: &Node) -> Option<Keep> {
 }
 
 /// The value of `timeout`, if it is valid: `90s`, `20min`, `2h`.
-pub fn timeout(node: &Node) -> Option<Duration> {
+pub(super) fn timeout(node: &Node) -> Option<Duration> {
     let text = node.string()?;
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (count, unit) = text.split_at(digits);
@@ -84,7 +84,7 @@ pub fn timeout(node: &Node) -> Option<Duration> {
 }
 
 /// The value of `retries`, if it is valid.
-pub fn retries(node: &Node) -> Option<u32> {
+pub(super) fn retries(node: &Node) -> Option<u32> {
     match node.tree {
         Tree::Integer(count) if (0..=i64::from(MAX_RETRIES)).contains(&count) => Some(count as u32),
         _ => None,
@@ -92,7 +92,7 @@ pub fn retries(node: &Node) -> Option<u32> {
 }
 
 /// The value of `optional`, if it is valid.
-pub fn optional(node: &Node) -> Option<bool> {
+pub(super) fn optional(node: &Node) -> Option<bool> {
     match node.tree {
         Tree::Bool(optional) => Some(optional),
         _ => None,

@@ -14,7 +14,7 @@ use crate::base::{Code, Problem, hint};
 pub const MAX_STAGES: usize = 1000;
 
 /// One `[stage.NAME]` before any `${name}` is filled in.
-pub struct StageTable {
+pub(super) struct StageTable {
     pub name: String,
     pub at: Span,
     pub table: Table,
@@ -23,7 +23,7 @@ pub struct StageTable {
 type Axes = BTreeSet<usize>;
 
 /// The axes of each stage of a plan. Stages and axes are identified by index.
-pub struct Matrix {
+pub(super) struct Matrix {
     /// By stage.
     axes: Vec<Axes>,
     /// Number of values, by axis.
@@ -48,7 +48,7 @@ impl Dependencies {
 impl Matrix {
     /// Computes the axes of `stages`: those that its own text uses and those of its producers,
     /// except the axes in its `across`.
-    pub fn of(
+    pub(super) fn of(
         stages: &[StageTable],
         vars: &mut Vars,
         map: &SourceMap,
@@ -133,7 +133,7 @@ impl Matrix {
     }
 
     /// The number of instances of all stages. It saturates.
-    pub fn instance_count(&self) -> usize {
+    pub(super) fn instance_count(&self) -> usize {
         let mut total: usize = 0;
         for axes in &self.axes {
             let mut count: usize = 1;
@@ -147,7 +147,7 @@ impl Matrix {
 
     /// The coordinates of the instances of a stage; the last axis varies fastest. Empty if there
     /// are more than a plan can have.
-    pub fn instances(&self, stage: usize) -> Vec<Coordinates> {
+    pub(super) fn instances(&self, stage: usize) -> Vec<Coordinates> {
         let Some(axes) = self.axes.get(stage) else {
             return vec![];
         };

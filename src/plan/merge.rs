@@ -8,7 +8,7 @@ use crate::base::{Code, Problem, hint};
 
 /// The tables of all files of a plan. Each list is in the order of the text, included files first.
 #[derive(Default)]
-pub struct Tables {
+pub(super) struct Tables {
     /// `[plan]` of the outermost file.
     pub plan: Option<Entry>,
     /// `[vars]`: one value per name.
@@ -29,7 +29,7 @@ struct Definition {
 }
 
 /// Merges the tables of `map`. Mistakes are added to `problems`.
-pub fn merge(map: &SourceMap, problems: &mut Vec<Problem>) -> Tables {
+pub(super) fn merge(map: &SourceMap, problems: &mut Vec<Problem>) -> Tables {
     const TABLES: [&str; 6] = ["include", "plan", "vars", "matrix", "tools", "stage"];
     let mut tables = Tables::default();
     let mut definitions: Vec<Definition> = vec![];

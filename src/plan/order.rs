@@ -14,7 +14,7 @@ use crate::base::{Code, Problem};
 
 /// The stages in topological order, otherwise in the order of the text. Tools that no stage needs
 /// are left out. Cycles are added to `problems`.
-pub fn in_order(checked: Vec<Checked>, problems: &mut Vec<Problem>) -> Vec<PlannedStage> {
+pub(super) fn in_order(checked: Vec<Checked>, problems: &mut Vec<Problem>) -> Vec<PlannedStage> {
     let graph = build_graph(&checked);
     for mut component in tarjan_scc(&graph) {
         component.sort();

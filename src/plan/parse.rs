@@ -11,11 +11,11 @@ use crate::action::Registry;
 use crate::base::{Code, Problem, hint};
 
 /// Prefix of the ids of tools.
-pub const TOOLS: &str = "tools.";
+pub(super) const TOOLS: &str = "tools.";
 
 /// A plan whose stages are not checked yet.
 #[derive(Default)]
-pub struct Draft {
+pub(super) struct Draft {
     pub name: String,
     pub stages: Vec<DraftStage>,
     /// Whether `--set` sets an axis, so that some instances do not exist.
@@ -23,7 +23,7 @@ pub struct Draft {
 }
 
 /// An instance of a stage, or a tool.
-pub struct DraftStage {
+pub(super) struct DraftStage {
     /// `npu.sm8650`; `tools.NAME` for a tool.
     pub id: String,
     /// Its name in the plan: `npu`.
@@ -38,7 +38,7 @@ pub struct DraftStage {
 impl Draft {
     /// The instances that `consumer` means by `name`: those with the same value on every axis that
     /// both have.
-    pub fn named(&self, name: &str, consumer: &DraftStage) -> Vec<&DraftStage> {
+    pub(super) fn named(&self, name: &str, consumer: &DraftStage) -> Vec<&DraftStage> {
         let mut named = vec![];
         for stage in &self.stages {
             if stage.name == name && !stage.is_tool() && stage.agrees_with(consumer) {
@@ -51,7 +51,7 @@ impl Draft {
 
 impl DraftStage {
     /// Whether it is the implicit stage of a tool.
-    pub fn is_tool(&self) -> bool {
+    pub(super) fn is_tool(&self) -> bool {
         self.id.starts_with(TOOLS)
     }
 
@@ -69,7 +69,7 @@ impl DraftStage {
 }
 
 /// Parses the files of `map`. `sets` are the values of `--set`. Mistakes are added to `problems`.
-pub fn parse(
+pub(super) fn parse(
     map: &SourceMap,
     sets: &[(String, String)],
     registry: &Registry,

@@ -21,7 +21,7 @@ pub struct Source {
 }
 
 /// A range of bytes in the concatenated texts of a plan: see [`SourceMap`](super::SourceMap).
-pub type Span = Range<usize>;
+pub(super) type Span = Range<usize>;
 
 /// A value and its place.
 #[derive(Clone, Debug)]

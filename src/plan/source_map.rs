@@ -30,7 +30,7 @@ pub struct SourceMap {
 
 /// A file of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileId(usize);
+pub(super) struct FileId(usize);
 
 #[derive(Debug)]
 struct File {

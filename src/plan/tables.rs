@@ -19,9 +19,9 @@ pub struct Tables {
 }
 
 /// The name of the list of all kinds.
-pub const KINDS: &str = "kinds";
+pub(super) const KINDS: &str = "kinds";
 /// The name of the table of keys that a stage of any kind may have.
-pub const EVERY_STAGE: &str = "every stage";
+pub(super) const EVERY_STAGE: &str = "every stage";
 
 /// The list of all kinds in `registry`, the table of keys that a stage of any kind may have, and
 /// the tables of each kind.

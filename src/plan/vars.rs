@@ -17,11 +17,11 @@ const MAX_ALL_FILLED_BYTES: usize = 16 << 20;
 
 /// The coordinates of an instance of a stage: index of an axis -> index of its value. Axes are in
 /// the order of the text.
-pub type Coordinates = BTreeMap<usize, usize>;
+pub(super) type Coordinates = BTreeMap<usize, usize>;
 
 /// The variables and axes of a plan, and which of them are used.
 #[derive(Default)]
-pub struct Vars {
+pub(super) struct Vars {
     vars: Vec<Var>,
     axes: Vec<Axis>,
     /// Whether `--set` sets an axis.
@@ -48,7 +48,7 @@ struct Axis {
 
 impl Vars {
     /// The variables and axes of `tables`, with values replaced by those of `sets`.
-    pub fn read(
+    pub(super) fn read(
         tables: &Tables,
         map: &SourceMap,
         sets: &[(String, String)],
@@ -130,7 +130,7 @@ impl Vars {
     }
 
     /// Whether `--set` sets an axis.
-    pub fn is_axis_set(&self) -> bool {
+    pub(super) fn is_axis_set(&self) -> bool {
         self.is_axis_set
     }
 
@@ -145,12 +145,12 @@ impl Vars {
     }
 
     /// The names of the axes.
-    pub fn axes(&self) -> impl Iterator<Item = &str> + Clone {
+    pub(super) fn axes(&self) -> impl Iterator<Item = &str> + Clone {
         self.axes.iter().map(|axis| axis.name.as_str())
     }
 
     /// The number of values of an axis.
-    pub fn extent(&self, axis: usize) -> usize {
+    pub(super) fn extent(&self, axis: usize) -> usize {
         match self.axes.get(axis) {
             Some(axis) => axis.values.len(),
             None => 0,
@@ -158,7 +158,7 @@ impl Vars {
     }
 
     /// The id of an instance of the stage `name`: `report.sm8650.native`.
-    pub fn instance(&self, name: &str, coordinates: &Coordinates) -> String {
+    pub(super) fn instance(&self, name: &str, coordinates: &Coordinates) -> String {
         let mut id = name.to_string();
         for (axis, index) in coordinates {
             if let Some(axis) = self.axes.get(*axis)
@@ -173,7 +173,7 @@ impl Vars {
     }
 
     /// The axes that the strings of `node` use.
-    pub fn axes_in(&self, node: &Node) -> BTreeSet<usize> {
+    pub(super) fn axes_in(&self, node: &Node) -> BTreeSet<usize> {
         let mut axes = BTreeSet::new();
         self.add_axes_in(node, &mut axes);
         axes
@@ -203,7 +203,7 @@ impl Vars {
     }
 
     /// Fills in every `${name}` in the strings of `node`, axes with their values at `coordinates`.
-    pub fn fill(
+    pub(super) fn fill(
         &mut self,
         node: &mut Node,
         coordinates: &Coordinates,
@@ -334,7 +334,7 @@ impl Vars {
     }
 
     /// A problem for each variable and axis that is not used.
-    pub fn unused(self) -> Vec<Problem> {
+    pub(super) fn unused(self) -> Vec<Problem> {
         let mut problems = vec![];
         for var in self.vars {
             if !var.used {

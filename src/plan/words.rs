@@ -1,16 +1,16 @@
 //! Which names plans, stages and tools may have.
 
 /// The names that [`bad_name`] accepts, except for their length.
-pub const NAME_PATTERN: &str = "^[a-z0-9][a-z0-9._-]*$";
+pub(super) const NAME_PATTERN: &str = "^[a-z0-9][a-z0-9._-]*$";
 
 /// Files that kiln writes beside the folders of stages. `SHA256SUMS` is not a valid name anyway.
 const RESERVED: [&str; 2] = ["receipt.json", "provenance.json"];
 
 /// Maximum length of a name in bytes.
-pub const MAX_NAME: usize = 100;
+pub(super) const MAX_NAME: usize = 100;
 
 /// Why `name` cannot name a plan, stage or tool. A name becomes a folder and a part of part names.
-pub fn bad_name(name: &str) -> Option<&'static str> {
+pub(super) fn bad_name(name: &str) -> Option<&'static str> {
     if !is_word(name) {
         return Some(
             "a name is lower-case letters, digits, `.`, `_` and `-`, and begins with a letter or \

@@ -20,48 +20,48 @@ macro_rules! layout {
 
 mod encodings;
 
-pub use encodings::*;
+pub(super) use encodings::*;
 
 /// Any `Qnn_*Handle_t`.
-pub type Handle = *mut c_void;
+pub(super) type Handle = *mut c_void;
 /// `Qnn_ErrorHandle_t`: zero is success; the error code is in the low 16 bits.
-pub type Error = u64;
+pub(super) type Error = u64;
 
 /// `QNN_TENSOR_VERSION_2`, `QNN_OPCONFIG_VERSION_1`, ...
-pub const V1: u32 = 1;
-pub const V2: u32 = 2;
+pub(super) const V1: u32 = 1;
+pub(super) const V2: u32 = 2;
 
-pub const TENSOR_APP_WRITE: u32 = 0;
-pub const TENSOR_APP_READ: u32 = 1;
-pub const TENSOR_NATIVE: u32 = 3;
-pub const TENSOR_STATIC: u32 = 4;
+pub(super) const TENSOR_APP_WRITE: u32 = 0;
+pub(super) const TENSOR_APP_READ: u32 = 1;
+pub(super) const TENSOR_NATIVE: u32 = 3;
+pub(super) const TENSOR_STATIC: u32 = 4;
 
-pub const PARAM_SCALAR: u32 = 0;
-pub const PARAM_TENSOR: u32 = 1;
+pub(super) const PARAM_SCALAR: u32 = 0;
+pub(super) const PARAM_TENSOR: u32 = 1;
 
-pub const LOG_ERROR: u32 = 1;
+pub(super) const LOG_ERROR: u32 = 1;
 
 /// `CUSTOM` in the configurations of contexts, graphs and devices alike.
-pub const CONFIG_CUSTOM: u32 = 0;
+pub(super) const CONFIG_CUSTOM: u32 = 0;
 /// `QnnHtpDevice_ConfigOption_t`.
-pub const HTP_DEVICE_SOC: u32 = 0;
+pub(super) const HTP_DEVICE_SOC: u32 = 0;
 /// `QnnHtpContext_ConfigOption_t`.
-pub const HTP_CONTEXT_WEIGHT_SHARING: u32 = 1;
+pub(super) const HTP_CONTEXT_WEIGHT_SHARING: u32 = 1;
 /// `QnnHtpGraph_ConfigOption_t`.
-pub const HTP_GRAPH_OPTIMIZATION: u32 = 1;
-pub const HTP_GRAPH_PRECISION: u32 = 2;
-pub const HTP_GRAPH_VTCM_MB: u32 = 3;
+pub(super) const HTP_GRAPH_OPTIMIZATION: u32 = 1;
+pub(super) const HTP_GRAPH_PRECISION: u32 = 2;
+pub(super) const HTP_GRAPH_VTCM_MB: u32 = 3;
 /// `QnnHtpGraph_OptimizationType_t`: the effort of finalization.
-pub const HTP_FINALIZE_OPTIMIZATION: u32 = 3;
+pub(super) const HTP_FINALIZE_OPTIMIZATION: u32 = 3;
 /// `Qnn_Precision_t`.
-pub const PRECISION_FLOAT16: u32 = 1;
+pub(super) const PRECISION_FLOAT16: u32 = 1;
 /// `QnnIrGraph_ConfigOption_t`, and its flat-buffer format.
-pub const IR_GRAPH_SERIALIZATION: u32 = 1;
-pub const IR_FLAT_BUFFER: u32 = 1;
+pub(super) const IR_GRAPH_SERIALIZATION: u32 = 1;
+pub(super) const IR_FLAT_BUFFER: u32 = 1;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version {
+pub(super) struct Version {
     pub major: u32,
     pub minor: u32,
     pub patch: u32,
@@ -69,14 +69,14 @@ pub struct Version {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct ClientBuffer {
+pub(super) struct ClientBuffer {
     pub data: *mut c_void,
     pub data_size: u32,
 }
 
 /// `Qnn_TensorV2_t`; `Qnn_TensorV1_t` is its beginning, up to `client_buf`.
 #[repr(C)]
-pub struct TensorBody {
+pub(super) struct TensorBody {
     pub id: u32,
     pub name: *const c_char,
     pub kind: u32,
@@ -94,27 +94,27 @@ pub struct TensorBody {
 }
 
 #[repr(C)]
-pub struct Tensor {
+pub(super) struct Tensor {
     pub version: u32,
     pub body: TensorBody,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Scalar {
+pub(super) struct Scalar {
     pub data_type: u32,
     /// A union of scalars up to 64 bits and a string.
     pub of: u64,
 }
 
 #[repr(C)]
-pub union ParamUnion {
+pub(super) union ParamUnion {
     pub scalar: Scalar,
     pub tensor: std::mem::ManuallyDrop<Tensor>,
 }
 
 #[repr(C)]
-pub struct Param {
+pub(super) struct Param {
     pub kind: u32,
     pub name: *const c_char,
     pub of: ParamUnion,
@@ -123,7 +123,7 @@ pub struct Param {
 /// `Qnn_OpConfig_t` in version 1; the API takes it by value.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct OpConfig {
+pub(super) struct OpConfig {
     pub version: u32,
     pub name: *const c_char,
     pub package: *const c_char,
@@ -139,7 +139,7 @@ pub struct OpConfig {
 /// `QnnGraph_Config_t`, `QnnContext_Config_t`, `QnnDevice_Config_t`: one layout.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Config {
+pub(super) struct Config {
     pub option: u32,
     pub custom: *const c_void,
 }
@@ -147,7 +147,7 @@ pub struct Config {
 /// `QnnHtpDevice_CustomConfig_t`; its union holds a pointer since 2.50 and so begins at 8.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-pub struct HtpDeviceConfig {
+pub(super) struct HtpDeviceConfig {
     pub option: u32,
     pub padding: u32,
     pub soc_model: u32,
@@ -157,7 +157,7 @@ pub struct HtpDeviceConfig {
 /// `QnnHtpGraph_CustomConfig_t`, `QnnHtpContext_CustomConfig_t`: an option and a union at 8.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Default)]
-pub struct HtpConfig {
+pub(super) struct HtpConfig {
     pub option: u32,
     pub padding: u32,
     pub values: [u32; 12],
@@ -165,7 +165,7 @@ pub struct HtpConfig {
 
 /// `QnnIrGraph_CustomConfig_t`. The path is read again when the graph is finalized.
 #[repr(C)]
-pub struct IrGraphConfig {
+pub(super) struct IrGraphConfig {
     pub option: u32,
     pub padding: u32,
     pub serialization: u32,
@@ -174,7 +174,7 @@ pub struct IrGraphConfig {
 
 /// `QnnSystemDlc_GraphConfigInfo_t` in version 1.
 #[repr(C)]
-pub struct DlcGraphConfig {
+pub(super) struct DlcGraphConfig {
     pub version: u32,
     pub graph_name: *const c_char,
     pub configs: *const *const Config,
@@ -184,7 +184,7 @@ pub struct DlcGraphConfig {
 /// The part that all versions of `QnnSystemContext_GraphInfo_t` share, and
 /// `QnnSystemDlc_ComposableGraphInfo_t`.
 #[repr(C)]
-pub struct GraphInfo {
+pub(super) struct GraphInfo {
     pub version: u32,
     pub name: *const c_char,
     pub input_count: u32,
@@ -195,11 +195,11 @@ pub struct GraphInfo {
 
 /// Bytes from one `QnnSystemContext_GraphInfo_t` to the next in an array: the size of its version
 /// 3.
-pub const GRAPH_INFO_STRIDE: usize = 88;
+pub(super) const GRAPH_INFO_STRIDE: usize = 88;
 
 /// `QnnSystemContext_BinaryInfo_t` in version 3.
 #[repr(C)]
-pub struct BinaryInfo {
+pub(super) struct BinaryInfo {
     pub version: u32,
     pub padding: u32,
     pub backend_id: u32,
@@ -221,19 +221,19 @@ pub struct BinaryInfo {
 
 /// `QnnLog_Callback_t`: format, level, time stamp and a `va_list`, which x86-64 passes as a
 /// pointer.
-pub type LogCallback = unsafe extern "C" fn(*const c_char, u32, u64, *mut c_void);
+pub(super) type LogCallback = unsafe extern "C" fn(*const c_char, u32, u64, *mut c_void);
 
 /// A function slot that kiln does not call.
 type Slot = *const c_void;
 
 /// `QnnInterface_getProviders`, `QnnSystemInterface_getProviders`.
-pub type GetProviders<T> = unsafe extern "C" fn(*mut *const *const T, *mut u32) -> Error;
+pub(super) type GetProviders<T> = unsafe extern "C" fn(*mut *const *const T, *mut u32) -> Error;
 
 /// `QnnInterface_t`. libQnnSystem takes it by value, so its size is part of the ABI: 75 slots in
 /// core API 2.40.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Interface {
+pub(super) struct Interface {
     pub backend_id: u32,
     pub provider: *const c_char,
     pub core_api: Version,
@@ -244,7 +244,7 @@ pub struct Interface {
 /// The functions of a backend.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Table {
+pub(super) struct Table {
     _0: Slot,
     pub backend_create:
         Option<unsafe extern "C" fn(Handle, *const *const Config, *mut Handle) -> Error>,
@@ -300,7 +300,7 @@ type GraphExecute =
 /// `QnnSystemInterface_t`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct SystemInterface {
+pub(super) struct SystemInterface {
     pub backend_id: u32,
     pub provider: *const c_char,
     pub system_api: Version,
@@ -310,7 +310,7 @@ pub struct SystemInterface {
 /// The functions of libQnnSystem, up to the last that kiln calls.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct SystemTable {
+pub(super) struct SystemTable {
     pub context_create: Option<unsafe extern "C" fn(*mut Handle) -> Error>,
     _1: Slot,
     /// Unlike `systemContextGetBinaryInfo`, it promises not to write to the buffer.
@@ -337,7 +337,7 @@ pub struct SystemTable {
 }
 
 /// Returns a list of handles that belong to the DLC.
-pub type DlcHandles = unsafe extern "C" fn(Handle, *mut *const Handle, *mut u32) -> Error;
+pub(super) type DlcHandles = unsafe extern "C" fn(Handle, *mut *const Handle, *mut u32) -> Error;
 type DlcCompose = unsafe extern "C" fn(
     Handle,
     *const *const DlcGraphConfig,
@@ -378,7 +378,7 @@ layout! {
 
 impl Tensor {
     /// A dense raw tensor in version 2 with nothing set.
-    pub fn empty() -> Self {
+    pub(super) fn empty() -> Self {
         use std::ptr::null_mut;
         let body = TensorBody {
             id: 0,

@@ -21,7 +21,7 @@ unsafe extern "C" {
 }
 
 /// The callback for `QnnLog_create`.
-pub unsafe extern "C" fn collect(
+pub(super) unsafe extern "C" fn collect(
     format: *const c_char,
     _level: u32,
     _time: u64,
@@ -51,7 +51,7 @@ pub unsafe extern "C" fn collect(
 }
 
 /// Removes and returns the collected lines, without duplicates.
-pub fn take() -> Vec<String> {
+pub(super) fn take() -> Vec<String> {
     let mut collected = LINES.lock().unwrap_or_else(PoisonError::into_inner);
     let mut lines: Vec<String> = Vec::new();
     for line in collected.drain(..) {

@@ -15,7 +15,7 @@ use crate::plan::StageId;
 use crate::store::{Disk, Sha256};
 
 /// The version of the format that this kiln reads and writes.
-pub const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// The record of a build. As JSON it is the receipt, as TOML the lock.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]

@@ -54,7 +54,7 @@ pub fn of_layers(
 }
 
 /// The bytes that running the graphs in the folder `cpu` of `context` needs.
-pub fn on_cpu_bytes(context: &Manifest) -> Result<u64> {
+pub(super) fn on_cpu_bytes(context: &Manifest) -> Result<u64> {
     let model: DecoderSpec = context.part("model.json")?.facts.read()?;
     let folder = format!("{CPU}/weights");
     let weights = largest_layer_bytes(&model, context.under(&folder), SLICE_ELEMENTS, |_, _| 0)?;

@@ -104,7 +104,7 @@ impl Observer for CapturedOutputs<'_> {
 
 /// Runs `model`, whose weights are the candidate's, once for each window. `per_window` has the
 /// inputs of each window alone, `shared` those of all.
-pub fn run_layers(
+pub(super) fn run_layers(
     runtime: &OnnxRuntime,
     mut model: ModelProto,
     shared: &BTreeMap<String, Tensor>,

@@ -14,7 +14,7 @@ use crate::model::onnx::{ExternalRows, Function};
 /// Reduces the embedding of `model` to the rows that `windows` look up, and changes the ids of the
 /// windows to the new indices. The external data of the model are in `folder`. A table whose rows
 /// are not whole bytes stays as it is.
-pub fn look_up(
+pub(super) fn look_up(
     model: &mut ModelProto,
     folder: &Path,
     windows: &mut [HashMap<String, Tensor>],

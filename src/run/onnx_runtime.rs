@@ -123,7 +123,7 @@ impl OnnxRuntime {
 }
 
 /// The name of the file of a graph.
-pub fn file_name(graph: Graph) -> String {
+pub(super) fn file_name(graph: Graph) -> String {
     format!("{}.onnx", graph.role())
 }
 
@@ -167,7 +167,7 @@ fn find_library(folder: &Path) -> Result<PathBuf> {
 }
 
 /// Runs `session` on `inputs` and passes the elements of each of the `outputs` to `show`.
-pub fn run(
+pub(super) fn run(
     session: &mut Session,
     inputs: &[(&str, &Tensor)],
     outputs: &[String],

@@ -16,7 +16,7 @@ use crate::model::facts::GraphFacts;
 const ON_CPU: &str = "candidate/cpu/";
 
 /// The context binaries, and the graphs that run on the CPU.
-pub struct Split {
+pub(super) struct Split {
     npu: Htp,
     cpu: OnnxRuntime,
     place: Place,
@@ -25,7 +25,7 @@ pub struct Split {
 
 impl Split {
     /// Opens the candidate's binaries and the inputs `candidate/cpu/...`.
-    pub fn open(job: &Job, place: Place, model: &DecoderSpec) -> Result<Self> {
+    pub(super) fn open(job: &Job, place: Place, model: &DecoderSpec) -> Result<Self> {
         Ok(Split {
             npu: Htp::open(job)?,
             cpu: OnnxRuntime::of(job, ON_CPU)?,

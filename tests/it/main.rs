@@ -5,6 +5,9 @@
 //! or file descriptors. Vendor libraries are loaded by child processes, as in a build; the tests
 //! that load them directly are in `tests/qnn`.
 
+// The modules in `support` belong to several crates.
+#![allow(unreachable_pub)]
+
 mod support;
 
 mod activations;

@@ -16,7 +16,7 @@ use crate::store::{Disk, Exported, Imported};
 
 /// What to export, and the file to write.
 #[derive(clap::Args)]
-pub struct ExportArgs {
+pub(super) struct ExportArgs {
     #[command(flatten)]
     plan: PlanArgs,
     /// The file to write: an uncompressed tar archive
@@ -26,7 +26,7 @@ pub struct ExportArgs {
 
 /// What to import.
 #[derive(clap::Args)]
-pub struct ImportArgs {
+pub(super) struct ImportArgs {
     /// A file that `kiln cache export` wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,

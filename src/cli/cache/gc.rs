@@ -15,7 +15,7 @@ use crate::store::{Disk, Garbage, LocalStore, Rules, Totals};
 
 /// How much to remove, and what to keep.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// Remove the oldest of these results until the blobs have at most this size, for example 20GB
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     max_size: Option<u64>,

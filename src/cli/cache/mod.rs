@@ -12,7 +12,7 @@ use crate::store::{Disk, Garbage, StageStats, Stats, Verified};
 
 /// What to do with the cache.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
 }
@@ -37,7 +37,7 @@ enum Action {
 }
 
 /// Runs the subcommand.
-pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     if !common.cache.is_dir() && !matches!(args.action, Action::Import(_)) {
         let message = format!("there is no cache at {}", common.cache.display());
         return Err(Problem::new(Code::CallNoCache, message)

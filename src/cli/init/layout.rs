@@ -13,7 +13,7 @@ const MAX_SPLIT: usize = MAX_STAGES - 100;
 
 /// How a GGUF is stored.
 #[derive(Debug, PartialEq)]
-pub enum FileLayout {
+pub(super) enum FileLayout {
     /// One file.
     Single,
     /// Several GGUFs, `NAME-00001-of-00003.gguf`: the URL of each.
@@ -25,7 +25,7 @@ pub enum FileLayout {
 impl FileLayout {
     /// The layout of the file `file` at `url`. Fails if it is not a GGUF by its name, so that
     /// nothing is fetched in vain. A local file may have any name.
-    pub fn of(url: &str, file: &str) -> Result<Self> {
+    pub(super) fn of(url: &str, file: &str) -> Result<Self> {
         if let Some((_, count)) = split_part_name(file) {
             if count as usize > MAX_PARTS {
                 let what = "parts of a file";
@@ -56,7 +56,7 @@ impl FileLayout {
     }
 
     /// The names of the stages that fetch it.
-    pub fn stages(&self) -> Vec<String> {
+    pub(super) fn stages(&self) -> Vec<String> {
         let mut names = vec![];
         match self {
             FileLayout::Split(urls) => {
@@ -70,7 +70,7 @@ impl FileLayout {
     }
 
     /// The input `gguf` of the stage `inspect`, as TOML.
-    pub fn gguf_input(&self) -> String {
+    pub(super) fn gguf_input(&self) -> String {
         match self.stages().as_slice() {
             [one] => json!(one).to_string(),
             all => format!("[\"{}\"]", all.join("\", \"")),
@@ -79,7 +79,7 @@ impl FileLayout {
 }
 
 /// The file name of the complete model, of which `file` may be a part.
-pub fn model_file_name(file: &str) -> &str {
+pub(super) fn model_file_name(file: &str) -> &str {
     match split_part_name(file) {
         Some((name, _)) => name,
         None if files_of(file).len() > 1 => &file[..file.len() - split_ending(file).len()],

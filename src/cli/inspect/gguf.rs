@@ -214,7 +214,7 @@ fn describe_text(gguf: &Gguf, tensors: bool) -> String {
 
 fn json_tensor<'a>(tensor: &'a TensorInfo) -> JsonTensor<'a> {
     JsonTensor {
-        name: &tensor.name,
+        name: tensor.name,
         shape: &tensor.shape,
         ggml_type: tensor.ggml.name,
         file: tensor.file,
@@ -224,7 +224,7 @@ fn json_tensor<'a>(tensor: &'a TensorInfo) -> JsonTensor<'a> {
 }
 
 fn tensor_line(tensor: &TensorInfo) -> String {
-    let name = Value::Str(&tensor.name).to_string();
+    let name = Value::Str(tensor.name).to_string();
     let shape = format!("{:?}", tensor.shape);
     format!(
         "  {name:<32}{:<8}{shape:<16}{:>10}\n",

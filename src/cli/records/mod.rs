@@ -46,7 +46,7 @@ pub(super) fn remove_records(out: &Path) -> Result<()> {
 /// Which records to write, and what to compare the build with.
 #[derive(clap::Args)]
 #[group(skip)]
-pub struct Args {
+pub(super) struct Args {
     /// Write the digests of the build to NAME.lock beside the plan
     #[arg(long, conflicts_with = "locked")]
     lock: bool,

@@ -20,7 +20,7 @@ use crate::store::hash_file_parallel;
 
 /// What to verify.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// The plan file; only the lock file beside it is read
     #[arg(value_name = "PLAN.toml")]
     plan: PathBuf,

@@ -10,9 +10,9 @@ use crate::base::{Code, Context, Problem, Result};
 /// protobuf's own limit of a message.
 pub const MAX_MODEL_BYTES: usize = (1 << 31) - 1;
 /// Most elements of a tensor: 64 Gi, more than any weight of a model for a phone has.
-pub const MAX_TENSOR_ELEMENTS: u64 = 1 << 36;
+pub(super) const MAX_TENSOR_ELEMENTS: u64 = 1 << 36;
 /// Highest rank. ONNX sets no limit; the device supports ranks up to 5, the dialect up to 4.
-pub const MAX_RANK: usize = 8;
+pub(super) const MAX_RANK: usize = 8;
 
 /// The model in `bytes`.
 pub fn decode(bytes: &[u8]) -> Result<ModelProto> {

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 /// A matrix, row-major.
 #[derive(Clone)]
-pub struct Matrix {
+pub(super) struct Matrix {
     rows: usize,
     columns: usize,
     values: Vec<f32>,
@@ -20,7 +20,7 @@ pub struct Matrix {
 
 impl Matrix {
     /// A matrix of these values. `None` if their number is not `rows * columns`.
-    pub fn new(rows: usize, columns: usize, values: Vec<f32>) -> Option<Self> {
+    pub(super) fn new(rows: usize, columns: usize, values: Vec<f32>) -> Option<Self> {
         if rows.checked_mul(columns) != Some(values.len()) {
             return None;
         }
@@ -32,7 +32,7 @@ impl Matrix {
     }
 
     /// A matrix of zeros.
-    pub fn zeros(rows: usize, columns: usize) -> Self {
+    pub(super) fn zeros(rows: usize, columns: usize) -> Self {
         Matrix {
             rows,
             columns,
@@ -41,37 +41,37 @@ impl Matrix {
     }
 
     /// The number of rows.
-    pub fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.rows
     }
 
     /// The number of columns.
-    pub fn columns(&self) -> usize {
+    pub(super) fn columns(&self) -> usize {
         self.columns
     }
 
     /// All values, row after row.
-    pub fn values(&self) -> &[f32] {
+    pub(super) fn values(&self) -> &[f32] {
         &self.values
     }
 
     /// All values, row after row.
-    pub fn into_values(self) -> Vec<f32> {
+    pub(super) fn into_values(self) -> Vec<f32> {
         self.values
     }
 
     /// One row.
-    pub fn row(&self, row: usize) -> &[f32] {
+    pub(super) fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.columns..][..self.columns]
     }
 
     /// One row.
-    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+    pub(super) fn row_mut(&mut self, row: usize) -> &mut [f32] {
         &mut self.values[row * self.columns..][..self.columns]
     }
 
     /// Calls `change` with the number and the values of each row, on several threads.
-    pub fn for_each_row(&mut self, change: impl Fn(usize, &mut [f32]) + Sync) {
+    pub(super) fn for_each_row(&mut self, change: impl Fn(usize, &mut [f32]) + Sync) {
         // A chunk must not be empty. Without columns there are no values and so no chunks.
         let rows = self.values.par_chunks_mut(self.columns.max(1));
         rows.enumerate()
@@ -79,7 +79,7 @@ impl Matrix {
     }
 
     /// A copy of some rows.
-    pub fn some_rows(&self, rows: Range<usize>) -> Matrix {
+    pub(super) fn some_rows(&self, rows: Range<usize>) -> Matrix {
         Matrix {
             rows: rows.len(),
             columns: self.columns,
@@ -88,7 +88,7 @@ impl Matrix {
     }
 
     /// A copy of some columns of some rows.
-    pub fn block(&self, rows: Range<usize>, columns: Range<usize>) -> Matrix {
+    pub(super) fn block(&self, rows: Range<usize>, columns: Range<usize>) -> Matrix {
         let mut values = Vec::with_capacity(rows.len() * columns.len());
         for row in rows.clone() {
             values.extend_from_slice(&self.row(row)[columns.clone()]);
@@ -101,14 +101,14 @@ impl Matrix {
     }
 
     /// Appends the rows of `below`.
-    pub fn append(&mut self, below: &Matrix) {
+    pub(super) fn append(&mut self, below: &Matrix) {
         assert_eq!(self.columns, below.columns);
         self.rows += below.rows;
         self.values.extend_from_slice(&below.values);
     }
 
     /// Adds `other` element by element.
-    pub fn add(&mut self, other: &Matrix) {
+    pub(super) fn add(&mut self, other: &Matrix) {
         assert_eq!((self.rows, self.columns), (other.rows, other.columns));
         for (value, other) in self.values.iter_mut().zip(&other.values) {
             *value += other;
@@ -116,7 +116,7 @@ impl Matrix {
     }
 
     /// `self b`.
-    pub fn times(&self, b: &Matrix) -> Matrix {
+    pub(super) fn times(&self, b: &Matrix) -> Matrix {
         assert_eq!(self.columns, b.rows);
         let mut product = Matrix::zeros(self.rows, b.columns);
         multiply(self, b, [b.columns, 1], b.columns, &mut product, 0);
@@ -124,14 +124,14 @@ impl Matrix {
     }
 
     /// `self b^T`.
-    pub fn times_transposed(&self, b: &Matrix) -> Matrix {
+    pub(super) fn times_transposed(&self, b: &Matrix) -> Matrix {
         let mut product = Matrix::zeros(self.rows, b.rows);
         self.times_transposed_into(b, &mut product, 0);
         product
     }
 
     /// Writes `self b^T` into `product`, from column `first` on.
-    pub fn times_transposed_into(&self, b: &Matrix, product: &mut Matrix, first: usize) {
+    pub(super) fn times_transposed_into(&self, b: &Matrix, product: &mut Matrix, first: usize) {
         assert_eq!(self.columns, b.columns);
         multiply(self, b, [1, b.columns], b.rows, product, first);
     }

@@ -6,7 +6,7 @@ use super::matrix::Matrix;
 ///
 /// Zhang and Sennrich, *Root Mean Square Layer Normalization* (2019), equation 4. Epsilon is inside
 /// of the root, as in the code of the models.
-pub fn rms_norm(x: &Matrix, gamma: &[f32], epsilon: f32) -> Matrix {
+pub(super) fn rms_norm(x: &Matrix, gamma: &[f32], epsilon: f32) -> Matrix {
     let mut normal = x.clone();
     normal.for_each_row(|_, row| {
         let mut squares: f32 = 0.0;
@@ -24,12 +24,12 @@ pub fn rms_norm(x: &Matrix, gamma: &[f32], epsilon: f32) -> Matrix {
 /// SiLU, also called Swish: `x * sigmoid(x) = x / (1 + e^-x)`.
 ///
 /// Elfwing, Uchibe and Doya, *Sigmoid-Weighted Linear Units* (2017), equation 4.
-pub fn silu(x: f32) -> f32 {
+pub(super) fn silu(x: f32) -> f32 {
     x / (1.0 + (-x).exp())
 }
 
 /// Softmax: `e^(x_i - max) / sum_j e^(x_j - max)`. The maximum keeps every power at most 1.
-pub fn softmax(x: &mut [f32]) {
+pub(super) fn softmax(x: &mut [f32]) {
     let mut max = f32::NEG_INFINITY;
     for x in &*x {
         max = max.max(*x);
@@ -48,7 +48,7 @@ pub fn softmax(x: &mut [f32]) {
 /// rotated by the angle with cosine `cos[i]` and sine `sin[i]`.
 ///
 /// Su et al., *RoFormer: Enhanced Transformer with Rotary Position Embedding* (2021), equation 34.
-pub fn rotate_interleaved(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub(super) fn rotate_interleaved(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (pairs, _) = head.as_chunks_mut::<2>();
     for (i, [a, b]) in pairs.iter_mut().enumerate() {
         (*a, *b) = (*a * cos[i] - *b * sin[i], *a * sin[i] + *b * cos[i]);
@@ -56,7 +56,7 @@ pub fn rotate_interleaved(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 }
 
 /// The same, but the values `i` and `i + half` are a pair: the layout of GPT-NeoX.
-pub fn rotate_half_split(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub(super) fn rotate_half_split(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (first, second) = head.split_at_mut(head.len() / 2);
     for (i, a) in first.iter_mut().enumerate() {
         let b = &mut second[i];

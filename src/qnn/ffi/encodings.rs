@@ -1,24 +1,24 @@
 //! Encodings of tensors.
 
-pub const DEFINED: u32 = 1;
+pub(crate) const DEFINED: u32 = 1;
 /// "No quantization", both as definition and as encoding.
-pub const UNDEFINED: u32 = 0x7FFF_FFFF;
-pub const ENCODING_SCALE_OFFSET: u32 = 0;
-pub const ENCODING_AXIS_SCALE_OFFSET: u32 = 1;
-pub const ENCODING_BW_AXIS_SCALE_OFFSET: u32 = 3;
-pub const ENCODING_BLOCKWISE_EXPANSION: u32 = 5;
-pub const ENCODING_BW_FLOAT_BLOCK: u32 = 11;
+pub(crate) const UNDEFINED: u32 = 0x7FFF_FFFF;
+pub(crate) const ENCODING_SCALE_OFFSET: u32 = 0;
+pub(crate) const ENCODING_AXIS_SCALE_OFFSET: u32 = 1;
+pub(crate) const ENCODING_BW_AXIS_SCALE_OFFSET: u32 = 3;
+pub(crate) const ENCODING_BLOCKWISE_EXPANSION: u32 = 5;
+pub(crate) const ENCODING_BW_FLOAT_BLOCK: u32 = 11;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct ScaleOffset {
+pub(crate) struct ScaleOffset {
     pub scale: f32,
     pub offset: i32,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct FloatScaleOffset {
+pub(crate) struct FloatScaleOffset {
     pub scale: f32,
     pub offset: f32,
 }
@@ -26,7 +26,7 @@ pub struct FloatScaleOffset {
 /// `Qnn_AxisScaleOffset_t`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct AxisScaleOffset {
+pub(crate) struct AxisScaleOffset {
     pub axis: i32,
     pub count: u32,
     pub scale_offsets: *const ScaleOffset,
@@ -35,7 +35,7 @@ pub struct AxisScaleOffset {
 /// `Qnn_BwAxisScaleOffset_t`. Without offsets it is symmetric.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct BwAxisScaleOffset {
+pub(crate) struct BwAxisScaleOffset {
     pub bitwidth: u32,
     pub axis: i32,
     pub count: u32,
@@ -46,7 +46,7 @@ pub struct BwAxisScaleOffset {
 /// `Qnn_BlockwiseExpansion_t`, which the union holds by pointer.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct BlockwiseExpansion {
+pub(crate) struct BlockwiseExpansion {
     pub axis: i32,
     pub scale_offsets: *const ScaleOffset,
     pub blocks_per_axis: u32,
@@ -59,14 +59,14 @@ pub struct BlockwiseExpansion {
 /// `Qnn_BwFloatBlockEncoding_t`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct BwFloatBlock {
+pub(crate) struct BwFloatBlock {
     pub bitwidth: u32,
     pub block_size: *const u32,
     pub scale_offsets: *const FloatScaleOffset,
 }
 
 #[repr(C)]
-pub union QuantizeUnion {
+pub(crate) union QuantizeUnion {
     pub scale_offset: ScaleOffset,
     pub axis_scale_offset: AxisScaleOffset,
     pub bw_axis_scale_offset: BwAxisScaleOffset,
@@ -76,7 +76,7 @@ pub union QuantizeUnion {
 }
 
 #[repr(C)]
-pub struct QuantizeParams {
+pub(crate) struct QuantizeParams {
     pub definition: u32,
     pub encoding: u32,
     pub of: QuantizeUnion,
@@ -95,7 +95,7 @@ layout! {
 
 impl QuantizeParams {
     /// One scale and offset, or no quantization.
-    pub fn scale_offset(pair: Option<(f32, i32)>) -> Self {
+    pub(crate) fn scale_offset(pair: Option<(f32, i32)>) -> Self {
         let mut params = QuantizeParams {
             definition: UNDEFINED,
             encoding: UNDEFINED,

@@ -13,7 +13,7 @@ pub const MAX_PARTS: usize = 1000;
 /// The parts of one file, in their order.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub enum Parts {
+pub(super) enum Parts {
     /// The URL of each.
     Listed(Vec<String>),
     /// One URL for all, in which `{1..22}` is replaced by the number of the part, `{01..22}` by a

@@ -43,7 +43,7 @@ const FORMATS: [(&[u8], &str, &str); 12] = [
 const OLD_GGML: &str = "a model in a format that ggml no longer reads";
 
 /// What a file is, if it cannot be what its name says, and the help.
-pub type Other = (String, String);
+pub(super) type Other = (String, String);
 
 /// Adds to `problem` of the file `name` what the file is, if `head`, its first bytes, cannot be
 /// those of `name`.

@@ -236,9 +236,8 @@ mod tests {
             }
             for row in 0..8 {
                 let mut found = split[row] + f64::from(centre.shift[row]);
-                for column in 0..8 {
-                    let weight = f64::from(centre.rotation[row * 8 + column]);
-                    found += versines_and_sines[column] * weight;
+                for (column, value) in versines_and_sines.iter().enumerate() {
+                    found += value * f64::from(centre.rotation[row * 8 + column]);
                 }
                 let expected = expected[row] - mean[row];
                 assert!(

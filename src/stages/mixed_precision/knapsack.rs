@@ -3,7 +3,7 @@
 
 /// One way to store an item.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
+pub(super) struct Choice {
     /// Its size.
     pub bytes: u64,
     /// Its cost in accuracy; not negative, and additive over items.
@@ -19,7 +19,7 @@ const MAX_STEPS: u64 = 1 << 16;
 ///
 /// Bytes are counted exactly, in units of their greatest common divisor. If that gives more than
 /// 65,536 steps, they are counted in coarser units and rounded up, so that the budget still holds.
-pub fn choose(items: &[Vec<Choice>], budget: u64) -> Option<Vec<usize>> {
+pub(super) fn choose(items: &[Vec<Choice>], budget: u64) -> Option<Vec<usize>> {
     // The smallest choice of each item is always paid for. Only the bytes above it are to be
     // decided.
     let (mut spare, mut most_extra) = (budget, 0);

@@ -1,6 +1,8 @@
 //! A helper program of tests: kiln with simple stage kinds. It is a binary of this crate, so that
 //! cargo builds it with the tests and they find it by `CARGO_BIN_EXE_test-program`.
 
+#![allow(unreachable_pub)]
+
 mod make;
 mod scripted;
 

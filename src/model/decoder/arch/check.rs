@@ -10,7 +10,7 @@ use crate::model::gguf::{Gguf, quoted};
 
 /// Lists every tensor that is missing, has another shape, or is not part of the model. A tensor
 /// that were ignored would change the model.
-pub fn check(gguf: &Gguf, spec: &DecoderSpec) -> Result<()> {
+pub(super) fn check(gguf: &Gguf, spec: &DecoderSpec) -> Result<()> {
     let mut shapes: BTreeMap<&str, &[u64]> = BTreeMap::new();
     for tensor in &gguf.tensors {
         shapes.insert(tensor.name, &tensor.shape);

@@ -12,7 +12,7 @@ use crate::model::gguf::{FromValue, Gguf, Uniform, Value};
 const DEFAULT_ROPE_FREQ_BASE: f32 = 10000.0;
 
 /// The keys of one architecture. Errors are collected until [`Keys::finish`].
-pub struct Keys<'a> {
+pub(super) struct Keys<'a> {
     gguf: &'a Gguf<'a>,
     prefix: &'static str,
     /// The keys that were read.
@@ -22,7 +22,7 @@ pub struct Keys<'a> {
 
 impl<'a> Keys<'a> {
     /// The keys of `gguf` that begin with `prefix`.
-    pub fn new(gguf: &'a Gguf<'a>, prefix: &'static str) -> Self {
+    pub(super) fn new(gguf: &'a Gguf<'a>, prefix: &'static str) -> Self {
         Keys {
             gguf,
             prefix,
@@ -32,7 +32,7 @@ impl<'a> Keys<'a> {
     }
 
     /// The value of `key`. It is an error if the key is missing.
-    pub fn require<T: FromValue<'a>>(&mut self, key: &str) -> Option<T> {
+    pub(super) fn require<T: FromValue<'a>>(&mut self, key: &str) -> Option<T> {
         let full_key = self.mark_read(key);
         match self.gguf.metadata.require(&full_key) {
             Ok(value) => Some(value),
@@ -44,7 +44,7 @@ impl<'a> Keys<'a> {
     }
 
     /// The value of `key`, if the file has it.
-    pub fn optional<T: FromValue<'a>>(&mut self, key: &str) -> Option<T> {
+    pub(super) fn optional<T: FromValue<'a>>(&mut self, key: &str) -> Option<T> {
         let full_key = self.mark_read(key);
         match self.gguf.metadata.get(&full_key) {
             Ok(value) => value,
@@ -56,14 +56,14 @@ impl<'a> Keys<'a> {
     }
 
     /// Whether the file has the tensor `name`.
-    pub fn has_tensor(&self, name: &str) -> bool {
+    pub(super) fn has_tensor(&self, name: &str) -> bool {
         self.rows(name) > 0
     }
 
     /// The plain decoder of the file: all layers have the same `qkv_bias`, and RoPE rotates all
     /// columns of a head. `layout` is the order of the rows. An architecture changes the parts
     /// that differ.
-    pub fn plain(&mut self, layout: RopeRows, qkv_bias: bool) -> DecoderSpec {
+    pub(super) fn plain(&mut self, layout: RopeRows, qkv_bias: bool) -> DecoderSpec {
         let block_count = self.count("block_count");
         let hidden = self.count("embedding_length");
         let heads = self.count("attention.head_count");
@@ -116,7 +116,7 @@ impl<'a> Keys<'a> {
 
     /// A problem that lists all errors of the keys of `spec`. An unread key that would change the
     /// computation is an error too.
-    pub fn finish(mut self, spec: &DecoderSpec) -> Result<()> {
+    pub(super) fn finish(mut self, spec: &DecoderSpec) -> Result<()> {
         self.check_heads(spec);
         self.check_numbers(spec);
         self.check_unread(spec);

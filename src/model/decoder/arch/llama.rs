@@ -8,7 +8,7 @@ use crate::model::decoder::tensors::{LayerTensor, Role};
 use crate::model::decoder::{DecoderSpec, RopeRows};
 
 /// The architecture `llama`.
-pub static LLAMA: Architecture = Architecture {
+pub(super) static LLAMA: Architecture = Architecture {
     name: "llama",
     decoder,
 };

@@ -6,7 +6,7 @@ use super::keys::Keys;
 use crate::model::decoder::{DecoderSpec, RopeRows};
 
 /// The architecture `qwen2`.
-pub static QWEN2: Architecture = Architecture {
+pub(super) static QWEN2: Architecture = Architecture {
     name: "qwen2",
     decoder,
 };

@@ -6,7 +6,7 @@ use super::keys::Keys;
 use crate::model::decoder::{DecoderSpec, RopeRows};
 
 /// The architecture `toy`.
-pub static TOY: Architecture = Architecture {
+pub(super) static TOY: Architecture = Architecture {
     name: "toy",
     decoder,
 };

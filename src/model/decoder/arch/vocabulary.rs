@@ -34,7 +34,7 @@ const IDS: [&str; 4] = [
 const ID_KEYS: (&str, &str) = ("tokenizer.ggml.", "_token_id");
 
 /// Lists the ids that kiln does not use and that are beyond the vocabulary.
-pub fn unused_ids(metadata: &Metadata, vocab: u32) -> Vec<String> {
+pub(super) fn unused_ids(metadata: &Metadata, vocab: u32) -> Vec<String> {
     let mut lines = vec![];
     for (key, value) in metadata.iter() {
         let is_id = key.starts_with(ID_KEYS.0) && key.ends_with(ID_KEYS.1);
@@ -54,7 +54,7 @@ pub fn unused_ids(metadata: &Metadata, vocab: u32) -> Vec<String> {
 
 /// Checks the tokenizer metadata that the file has. It may have none; stages that need text then
 /// report it.
-pub fn check(metadata: &Metadata, vocab: u32) -> Result<()> {
+pub(super) fn check(metadata: &Metadata, vocab: u32) -> Result<()> {
     let mut errors = vec![];
     for (key, elements) in PER_TOKEN {
         check_array(metadata, key, elements, Some(vocab), &mut errors);

@@ -4,11 +4,11 @@ use crate::model::quant::{NativeEncoding, QuantFormat, kernels};
 use crate::model::weight::Element;
 
 /// IEEE binary32.
-pub struct F32;
+pub(crate) struct F32;
 /// IEEE binary16.
-pub struct F16;
+pub(crate) struct F16;
 /// bfloat16: the upper 16 bits of an f32.
-pub struct Bf16;
+pub(crate) struct Bf16;
 
 impl QuantFormat for F32 {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {

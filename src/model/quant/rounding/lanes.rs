@@ -9,8 +9,8 @@ pub(super) type Lanes = [f32; LANES];
 /// Replaces each lane by `change` of its index and value.
 #[inline(always)]
 pub(super) fn update(all: &mut Lanes, change: impl Fn(usize, f32) -> f32) {
-    for lane in 0..LANES {
-        all[lane] = change(lane, all[lane]);
+    for (lane, value) in all.iter_mut().enumerate() {
+        *value = change(lane, *value);
     }
 }
 
