@@ -6,7 +6,7 @@
 //! | layer | modules | purpose |
 //! |---|---|---|
 //! | 7 | [`cli`] | the subcommands; the only module that names concrete types of all others |
-//! | 6 | [`records`] | lock files, receipts, provenance, rebuild checks |
+//! | 6 | [`records`] | lock files, receipts, provenance |
 //! | 5 | [`stages`], [`engine`] | the stage kinds; the scheduler |
 //! | 4 | [`compile`], [`run`], [`device`], [`report`] | compilation; inference; devices; reports |
 //! | 4 | [`plan`], [`events`], [`execute`] | plan files; build events; execution of actions |

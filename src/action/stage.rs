@@ -123,7 +123,7 @@ impl Default for Demand {
 /// One part of a stage, from which an action is made. Its name is not part of the key.
 #[derive(Clone, Debug)]
 pub struct WorkOrder {
-    /// Prefix of its outputs in the manifest; empty for a stage with a single order.
+    /// Prefix of its outputs in the manifest. At most one order of a stage has none.
     pub name: String,
     /// Parameters resolved for this part.
     pub params: Value,

@@ -63,7 +63,7 @@ pub trait TypedStage: Send + Sync + 'static {
 
 /// A work order with typed parameters.
 pub struct Order<T> {
-    /// Prefix of its outputs in the manifest; empty for a stage with a single order.
+    /// Prefix of its outputs in the manifest. At most one order of a stage has none.
     pub name: String,
     /// The parameters of this part.
     pub params: T,

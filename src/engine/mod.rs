@@ -2,6 +2,9 @@
 //!
 //! The [`Scheduler`] decides and is pure. A [`Build`] performs its effects and returns their
 //! results to it.
+//!
+//! A stage expands into work orders, one per part. A work order with its action and key is a
+//! [`Task`]. Tasks with equal keys are one job, which runs once.
 
 mod completed;
 mod drive;

@@ -415,7 +415,8 @@ impl Params {
         choose(&float.graph.unwrap_or_default(), &calibration, policy)
     }
 
-    /// All layers, then the shards and ends that they are cut into.
+    /// The whole decoder, which ONNX Runtime runs in `evaluate`, `calibrate` and `sensitivity`; then
+    /// the shards, embedding and head that are compiled separately.
     fn subgraphs(&self, model: &DecoderSpec) -> Result<Vec<Subgraph>> {
         let mut subgraphs = vec![Subgraph::Layers(Shard::whole(model))];
         if let Shards::Count(count) = self.shards {

@@ -1,5 +1,6 @@
 //! `requant`: writes the weights in the encoding that graph and device use, one part per tensor. By
-//! default nothing is rounded.
+//! default nothing is rounded. Rows of `attn_q` and `attn_k` in interleaved RoPE order are moved to
+//! half-split order, so that later stages know one order only.
 
 mod encode;
 mod scheme;
