@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use schemars::Schema;
 use serde_json::Value;
@@ -203,8 +204,9 @@ pub trait Stage: Send + Sync {
     fn spec(&self) -> &StageSpec;
 
     /// The JSON Schema of its parameters; an empty schema allows everything.
-    fn schema(&self) -> Schema {
-        Schema::default()
+    fn schema(&self) -> &Schema {
+        static ANY: LazyLock<Schema> = LazyLock::new(Schema::default);
+        &ANY
     }
 
     /// Checks `params`: the stage's table without input slots and common parameters. Returns all

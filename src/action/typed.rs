@@ -1,7 +1,9 @@
 //! The interface for authors of stages: parameters and orders are serde types.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
@@ -17,7 +19,7 @@ use super::{
 };
 use crate::base::{Code, Context, Problem, Result};
 
-/// A stage with typed parameters. `Erased(MyStage)` is a [`Stage`].
+/// A stage with typed parameters. `Erased::new(MyStage)` is a [`Stage`].
 pub trait TypedStage: Send + Sync + 'static {
     /// The table of the stage in the plan without input slots and common keys. It has
     /// `deny_unknown_fields`.
@@ -125,20 +127,35 @@ impl<T> Order<T> {
 }
 
 /// Makes a [`TypedStage`] a [`Stage`].
-pub struct Erased<S>(pub S);
+pub struct Erased<S> {
+    stage: PhantomData<S>,
+    schema: OnceLock<Schema>,
+}
+
+impl<S: TypedStage> Erased<S> {
+    /// `stage` as a [`Stage`].
+    pub fn new(_stage: S) -> Self {
+        Erased {
+            stage: PhantomData,
+            schema: OnceLock::new(),
+        }
+    }
+}
 
 impl<S: TypedStage> Stage for Erased<S> {
     fn spec(&self) -> &StageSpec {
         const { &S::SPEC }
     }
 
-    fn schema(&self) -> Schema {
-        // Inline, so that definitions of different stages cannot have the same name.
-        let settings =
-            SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
-        settings
-            .into_generator()
-            .into_root_schema_for::<S::Params>()
+    fn schema(&self) -> &Schema {
+        self.schema.get_or_init(|| {
+            // Inline, so that definitions of different stages cannot have the same name.
+            let settings =
+                SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+            settings
+                .into_generator()
+                .into_root_schema_for::<S::Params>()
+        })
     }
 
     fn check(

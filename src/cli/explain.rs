@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use super::plan::{missing_dependencies, parts_of, reasons_to_run};
+use super::plan::{missing_dependencies, part_json, parts_of, reasons_to_run};
 use super::session::Session;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
@@ -142,13 +142,7 @@ fn part_text(part: &BuiltPart) -> String {
 }
 
 fn json_line(part: &BuiltPart) -> String {
-    let reasons = reasons_to_run(part);
-    let line = json!({
-        "part": part.id.to_string(),
-        "does": if reasons.is_some() { "run" } else { "hit" },
-        "why": reasons.unwrap_or_default(),
-        "key": part.task.key,
-        "action": *part.task.action,
-    });
+    let mut line = part_json(part);
+    line["action"] = json!(*part.task.action);
     format!("{line}\n")
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::session::Session;
 use super::{Common, Exit, Failed, PlanArgs};
@@ -151,19 +151,23 @@ fn group_by_reasons<'a>(parts: &[&'a BuiltPart]) -> Vec<(&'a [Why], Vec<&'a str>
     groups
 }
 
+/// What a build would do with a part, and why.
+pub(super) fn part_json(part: &BuiltPart) -> Value {
+    let reasons = reasons_to_run(part);
+    json!({
+        "part": part.id.to_string(),
+        "does": if reasons.is_some() { "run" } else { "hit" },
+        "why": reasons.unwrap_or_default(),
+        "key": part.task.key,
+    })
+}
+
 /// One line per part, and one per stage whose parts are not known yet.
 fn json_lines(plan: &Plan, built: &Built) -> String {
     let mut out = String::new();
     for stage in &plan.stages {
         for part in parts_of(stage, built) {
-            let reasons = reasons_to_run(part);
-            let line = json!({
-                "part": part.id.to_string(),
-                "does": if reasons.is_some() { "run" } else { "hit" },
-                "why": reasons.unwrap_or_default(),
-                "key": part.task.key,
-            });
-            let _ = writeln!(out, "{line}");
+            let _ = writeln!(out, "{}", part_json(part));
         }
         let missing = missing_dependencies(stage, built);
         if !missing.is_empty() {

@@ -85,9 +85,10 @@ impl CompletedStage {
         let failed = || "serialize a complete stage".into();
         let contents = details.manifest.parts.values().map(|part| part.content);
         let blobs = BlobList::new(contents.map(|content| content.blob()));
-        let output =
-            hash_bytes(&serde_json::to_vec(&details.manifest).context(Code::EngineSeal, failed)?);
-        let body = serde_json::to_string(&details).context(Code::EngineSeal, failed)?;
+        let output = hash_bytes(
+            &serde_json::to_vec(&details.manifest).context(Code::EngineCompleted, failed)?,
+        );
+        let body = serde_json::to_string(&details).context(Code::EngineCompleted, failed)?;
         let parts = details.parts.len();
         let note = Note::new(format!("{parts} {output}\n{}\n{body}\n", blobs.text()));
         Ok(CompletedStage {
@@ -131,7 +132,7 @@ impl CompletedStage {
             return Ok(details);
         }
         let body = self.note.text.lines().nth(2).unwrap_or_default();
-        match serde_json::from_str(body).context(Code::EngineSeal, || {
+        match serde_json::from_str(body).context(Code::EngineCompleted, || {
             "read a complete stage that an earlier build noted".into()
         }) {
             Ok(details) => Ok(self.details.get_or_init(|| details)),

@@ -269,20 +269,7 @@ impl Driver<'_> {
         let is_volatile = self.is_volatile(planned)?;
         let mut tasks = vec![];
         for order in kind.expand(&planned.params, &inputs)? {
-            let name = order.name.clone();
-            let demand = order.demand;
-            let smaller = order.smaller.clone().into();
-            let action = order.into_action(kind.spec());
-            let proof = kind.proof(&action.params)?;
-            tasks.push(Task {
-                name,
-                key: action.key(),
-                action: Arc::new(action),
-                demand,
-                smaller,
-                is_volatile,
-                proof,
-            });
+            tasks.push(Task::new(order, kind, is_volatile)?);
         }
         Ok(tasks)
     }

@@ -80,6 +80,6 @@ pub(super) fn stage_key(
         key.files.insert(path, snapshot.digest);
     }
     let text =
-        serde_json::to_vec(&key).context(Code::EngineRecall, || format!("ask for {}", stage.id))?;
+        serde_json::to_vec(&key).context(Code::EngineLookUp, || format!("ask for {}", stage.id))?;
     Ok(hash_bytes(&text))
 }

@@ -17,7 +17,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::CompletedStage;
-use crate::action::{Action, ActionKey, Demand, Outputs, Proof, Smaller};
+use crate::action::{Action, ActionKey, Demand, Outputs, Proof, Smaller, Stage, WorkOrder};
+use crate::base::Result;
 use crate::events::{PartId, Why};
 use crate::plan::StageId;
 
@@ -38,6 +39,26 @@ pub struct Task {
     pub is_volatile: bool,
     /// See [`Stage::proof`](crate::action::Stage::proof).
     pub proof: Proof,
+}
+
+impl Task {
+    /// The task of `order`, for a stage of kind `stage`.
+    pub fn new(order: WorkOrder, stage: &dyn Stage, is_volatile: bool) -> Result<Self> {
+        let name = order.name.clone();
+        let demand = order.demand;
+        let smaller = order.smaller.clone().into();
+        let action = order.into_action(stage.spec());
+        let proof = stage.proof(&action.params)?;
+        Ok(Task {
+            name,
+            key: action.key(),
+            action: Arc::new(action),
+            demand,
+            smaller,
+            is_volatile,
+            proof,
+        })
+    }
 }
 
 /// A distinct action of this build. Parts with equal keys share one job.

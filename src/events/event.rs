@@ -9,7 +9,7 @@ use super::Why;
 use crate::base::Problem;
 
 /// The version of the event schema. New fields do not change it; a new event does.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// A part of a stage: `weights/blk.0.attn_q.weight`. Displayed as the name of the stage if the
 /// stage has a single part.

@@ -21,14 +21,14 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Makes the kernel kill this process when the process `parent` ends. Must be called first.
 pub fn die_with_parent(parent: u32) -> Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL)).context(Code::ExecuteLeash, || {
+    set_parent_process_death_signal(Some(Signal::KILL)).context(Code::ExecuteParent, || {
         "tie this process to its parent".into()
     })?;
     // If the parent ended before the call above, no signal will come.
     let found = getppid().map(|pid| pid.as_raw_nonzero().get());
     if found != i32::try_from(parent).ok() {
         return Err(Problem::new(
-            Code::ExecuteLeash,
+            Code::ExecuteParent,
             format!("the parent process {parent} is gone"),
         ));
     }

@@ -1,7 +1,7 @@
 //! Weights with one scale for each row. The device requires these scales to be above zero.
 
 use super::Lowering;
-use super::stored::{Stored, conv_dims, transposed};
+use super::stored::{Stored, transposed};
 use crate::base::{Code, Problem, Result};
 use crate::model::weight::blob_owner;
 use crate::qnn::{DataType, Encoding, StaticData, TensorId};
@@ -57,13 +57,9 @@ impl Lowering<'_> {
         shape: [usize; 2],
     ) -> Result<TensorId> {
         let note = format!("channel {} bit", weight.codes.element.bits());
-        let name = blob_owner(&weight.codes.name).to_string();
-        self.static_tensor(
-            &name,
-            DataType::SFixed8,
-            &conv_dims(shape),
-            &note,
-            move || weight.data(shape),
-        )
+        let name = weight.codes.name.clone();
+        self.conv_weight(&name, DataType::SFixed8, shape, &note, move || {
+            weight.data(shape)
+        })
     }
 }

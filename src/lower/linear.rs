@@ -6,7 +6,7 @@ use super::channel::ChannelWeight;
 use super::encoding::device_encoding;
 use super::grid::Grid;
 use super::half::{Fp16Weights, scale_times_gain};
-use super::stored::{Stored, conv_dims, transposed};
+use super::stored::{Stored, transposed};
 use crate::base::{Code, Result};
 use crate::model::onnx::WeightCall;
 use crate::model::onnx::proto::NodeProto;
@@ -76,34 +76,38 @@ impl<'a> Lowering<'a> {
     }
 
     fn plain_weight(&mut self, values: Stored, shape: [usize; 2], gain: f32) -> Result<TensorId> {
-        let name = blob_owner(&values.name).to_string();
-        self.static_tensor(
-            &name,
-            DataType::Float16,
-            &conv_dims(shape),
-            "f16",
-            move || {
-                Ok(StaticData {
-                    bytes: values.f16s_transposed(shape, gain)?,
-                    encoding: Encoding::None,
-                })
-            },
-        )
+        let name = values.name.clone();
+        self.conv_weight(&name, DataType::Float16, shape, "f16", move || {
+            Ok(StaticData {
+                bytes: values.f16s_transposed(shape, gain)?,
+                encoding: Encoding::None,
+            })
+        })
     }
 
     fn blockwise_weight(&mut self, weight: BlockWeight, shape: [usize; 2]) -> Result<TensorId> {
-        let name = blob_owner(&weight.codes.name).to_string();
+        let name = weight.codes.name.clone();
         let mut note = format!("float-block {} bit {}", weight.bits(), weight.block);
         if weight.offsets.is_some() {
             note.push_str(" offset");
         }
-        self.static_tensor(
-            &name,
-            DataType::SFixed8,
-            &conv_dims(shape),
-            &note,
-            move || weight.data(shape),
-        )
+        self.conv_weight(&name, DataType::SFixed8, shape, &note, move || {
+            weight.data(shape)
+        })
+    }
+
+    /// The weight `[rows, columns]` of a 1x1 Conv2d, with the name of the weight that `blob` is a
+    /// part of.
+    pub(super) fn conv_weight(
+        &mut self,
+        blob: &str,
+        data_type: DataType,
+        [rows, columns]: [usize; 2],
+        note: &str,
+        data: impl Fn() -> Result<StaticData> + Send + Sync + 'static,
+    ) -> Result<TensorId> {
+        let dims = [1, 1, columns as u64, rows as u64];
+        self.static_tensor(blob_owner(blob), data_type, &dims, note, data)
     }
 
     /// The weight of `call`, which is stored in codes, as blocks with one scale each.

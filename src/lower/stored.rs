@@ -165,11 +165,6 @@ fn external_problem(tensor: &TensorProto, what: &str) -> Problem {
     )
 }
 
-/// The dimensions of a matrix `[rows, columns]` as the weight of a 1x1 Conv2d.
-pub(super) fn conv_dims([rows, columns]: [usize; 2]) -> [u64; 4] {
-    [1, 1, columns as u64, rows as u64]
-}
-
 /// Transposes a matrix `[rows, columns]` of S-byte elements to `[columns, rows]`. `fill` writes the
 /// elements of a row.
 pub(super) fn transposed<const S: usize>(

@@ -102,7 +102,7 @@ fn tool() -> Value {
 /// The schema of a stage of one kind.
 fn stage(stage: &dyn Stage) -> Value {
     let spec = stage.spec();
-    let params = Value::from(stage.schema());
+    let params = stage.schema().as_value().clone();
     let has_list = spec.inputs.iter().any(|input| input.many);
     let mut properties = common(spec.reaches_outside, has_list);
     properties.insert(

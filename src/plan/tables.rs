@@ -85,7 +85,7 @@ fn of_kind(stage: &dyn Stage) -> String {
             markdown += &format!("| `{}` | {} | {meaning} |\n", input.name, accepted(input));
         }
     }
-    let schema = Value::from(stage.schema());
+    let schema = stage.schema().as_value();
     let Some(properties) = schema["properties"].as_object() else {
         return markdown + "\nNo parameters.\n";
     };
@@ -95,7 +95,7 @@ fn of_kind(stage: &dyn Stage) -> String {
         let Some(param) = properties.get(*name) else {
             continue;
         };
-        rows.add(name, param, is_required(&schema, name));
+        rows.add(name, param, is_required(schema, name));
         nested.add(name, param, spec);
     }
     if spec.params.is_empty() {

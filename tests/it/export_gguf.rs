@@ -53,15 +53,7 @@ impl Exporter {
 
 #[test]
 fn a_native_model_round_trips_bit_for_bit() {
-    for quant in [
-        Quant::Q4_0,
-        Quant::Q4_1,
-        Quant::Q8_0,
-        Quant::Q6_K,
-        Quant::F16,
-        Quant::Bf16,
-        Quant::F32,
-    ] {
+    for quant in Quant::ALL {
         for model in [
             TinyGguf::llama().bias(true),
             TinyGguf::qwen2(),
@@ -290,15 +282,7 @@ fn files_from_gguf_py_round_trip() {
     let peer = |verb: &str, a: &std::path::Path, b: &std::path::Path| {
         stdout_of(python().arg(&script).arg(verb).args([a, b]))
     };
-    let types = [
-        Quant::Q4_0,
-        Quant::Q4_1,
-        Quant::Q8_0,
-        Quant::Q6_K,
-        Quant::F16,
-        Quant::Bf16,
-        Quant::F32,
-    ];
+    let types = Quant::ALL;
     let mut model = TinyGguf::llama()
         .bias(true)
         .widths(256, 512)

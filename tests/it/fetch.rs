@@ -439,7 +439,7 @@ fn local_files_are_copied() {
 
 #[test]
 fn invalid_parameters_are_reported() {
-    let check = |params| match Erased(Fetch).check(&params, &[]) {
+    let check = |params| match Erased::new(Fetch).check(&params, &[]) {
         Ok(_) => vec![],
         Err(problems) => problems.into_iter().map(|problem| problem.path).collect(),
     };
@@ -635,7 +635,7 @@ fn only_the_broken_part_is_fetched_again() {
 #[test]
 fn all_problems_of_parts_are_reported_at_once() {
     let check = |params: Value, expected: &[&str]| {
-        let problems = Erased(Fetch).check(&params, &[]).unwrap_err();
+        let problems = Erased::new(Fetch).check(&params, &[]).unwrap_err();
         let found: Vec<String> = problems
             .iter()
             .map(|p| format!("{}: {}", p.path, p.problem.message))

@@ -146,15 +146,7 @@ fn tensor_names_that_escape_their_folder_are_rejected() {
 
 #[test]
 fn native_weights_equal_the_source_bit_for_bit() {
-    for quant in [
-        Quant::Q4_0,
-        Quant::Q4_1,
-        Quant::Q8_0,
-        Quant::Q6_K,
-        Quant::F16,
-        Quant::Bf16,
-        Quant::F32,
-    ] {
+    for quant in Quant::ALL {
         let test = TestModel::new(TinyGguf::qwen2().layers(1).widths(256, 256).matrices(quant));
         let weights = test.run("requant", json!({}));
         let values = test.run("dequant", json!({}));

@@ -35,7 +35,7 @@ fn json_lines_round_trip() {
     let hit = r#"{"event":"hit","part":{"stage":"weights","part":"a"},"at_ms":5}"#;
     assert!(text.lines().any(|line| line == hit), "{text}");
     assert!(
-        text.starts_with(r#"{"event":"begun","schema":1,"#),
+        text.starts_with(r#"{"event":"begun","schema":2,"#),
         "{text}"
     );
     let mut events = vec![];

@@ -217,18 +217,7 @@ pub fn outputs(action: &Action) -> Result<Outputs> {
 pub fn tasks(stage: &PlannedStage, inputs: &Inputs) -> Result<Vec<Task>> {
     let mut tasks = vec![];
     for order in Fake.expand(&stage.params, inputs)? {
-        let (name, demand) = (order.name.clone(), order.demand);
-        let smaller = order.smaller.clone().into();
-        let action = order.into_action(&SPEC);
-        tasks.push(Task {
-            name,
-            key: action.key(),
-            action: Arc::new(action),
-            demand,
-            smaller,
-            is_volatile: false,
-            proof: Proof::Key,
-        });
+        tasks.push(Task::new(order, &Fake, false)?);
     }
     Ok(tasks)
 }

@@ -43,7 +43,7 @@ impl FetchRunner {
     }
 
     pub fn run(&self, params: Value) -> Result<Outputs> {
-        let stage = Erased(Fetch);
+        let stage = Erased::new(Fetch);
         let order = stage.expand(&params, &Inputs::default())?.remove(0);
         let action = order.into_action(stage.spec());
         let target = serde_json::from_value(action.params.clone()).unwrap();

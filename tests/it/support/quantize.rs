@@ -14,6 +14,18 @@ pub enum Quant {
     Bf16 = 30,
 }
 
+impl Quant {
+    pub const ALL: [Quant; 7] = [
+        Quant::Q4_0,
+        Quant::Q4_1,
+        Quant::Q8_0,
+        Quant::Q6_K,
+        Quant::F16,
+        Quant::Bf16,
+        Quant::F32,
+    ];
+}
+
 /// Encodes `values`, whose number must be a multiple of the block length.
 pub fn encode(quant: Quant, values: &[f32]) -> Vec<u8> {
     let blocks = |len: usize, block: fn(&[f32]) -> Vec<u8>| {

@@ -13,10 +13,10 @@ use serde::Deserialize;
 /// the tool `oven`; `judge` turns several `ware` into `verdict`.
 pub fn registry() -> Registry {
     Registry::new(vec![
-        Box::new(Erased(Fetch)),
-        Box::new(Erased(Throw)),
-        Box::new(Erased(Fire)),
-        Box::new(Erased(Judge)),
+        Box::new(Erased::new(Fetch)),
+        Box::new(Erased::new(Throw)),
+        Box::new(Erased::new(Fire)),
+        Box::new(Erased::new(Judge)),
     ])
 }
 
