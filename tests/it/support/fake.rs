@@ -21,12 +21,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kiln::action::{
-    Action, Demand, Inputs, Isolation, Job, Outputs, Part, PartName, Proof, Registry, Smaller,
-    Stage, StageSpec, WorkOrder,
+    Action, Demand, Inputs, Isolation, Job, Outputs, Part, PartName, Registry, Smaller, Stage,
+    StageSpec, WorkOrder,
 };
 use kiln::base::{CanonJson, Code, Problem, Result, hash_bytes};
 use kiln::engine::Task;
