@@ -234,8 +234,8 @@ fn an_invalid_log_is_rejected_with_its_line() {
     );
     check(
         1,
-        "{\"event\":\"begun\",\"schema\":2,\"new\":[]}",
-        "has schema 2; this kiln reads 1",
+        "{\"event\":\"begun\",\"schema\":9,\"new\":[]}",
+        "has schema 9; this kiln reads 2",
     );
     let (code, _, err) = replay(&"x".repeat((16 << 20) + 1));
     assert!(
