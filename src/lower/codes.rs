@@ -2,12 +2,14 @@
 //! tensor of the device.
 //!
 //! An operator computes on codes if all its inputs and outputs are in codes. Otherwise it computes
-//! in f16, with Dequantize before it and Quantize after it. A linear layer always computes in f16.
+//! in f16, with Dequantize before it and Quantize after it. A linear layer needs a weight that can
+//! multiply codes, too.
 
 use super::Lowering;
 use crate::base::{Code, Result};
 use crate::model::onnx::proto::NodeProto;
-use crate::model::onnx::{Grid, moved};
+use crate::model::onnx::{Function, Grid, moved};
+use crate::model::weight::Activations;
 use crate::qnn::{DataType, Encoding, StaticData, TensorId, TensorKind};
 
 /// The operators that the device has for codes.
@@ -15,23 +17,25 @@ const ON_CODES: [&str; 6] = ["Add", "Sub", "Mul", "Sigmoid", "MatMul", "Softmax"
 
 impl<'a> Lowering<'a> {
     /// Whether `node` computes on codes.
-    pub(super) fn runs_on_codes(&self, node: &'a NodeProto) -> bool {
+    pub(super) fn runs_on_codes(&self, node: &'a NodeProto) -> Result<bool> {
+        if let Some(Function::Linear { .. }) = Function::of(node) {
+            let call = self.weight_call(node)?;
+            return Ok(self.activations(node, &call)? == Activations::U16);
+        }
+        let encodings = &self.encodings;
         if !moved(node).is_empty() {
-            return node.output.iter().all(|name| self.is_on_grid(name));
+            return Ok(node.output.iter().all(|name| encodings.is_on_grid(name)));
         }
         if !node.domain.is_empty() || !ON_CODES.contains(&node.op_type.as_str()) {
-            return false;
+            return Ok(false);
         }
         for name in &node.input {
-            if !self.is_on_grid(name) && !self.is_number(name) {
-                return false;
+            if !encodings.is_on_grid(name) && !self.is_number(name) {
+                return Ok(false);
             }
         }
-        node.output.iter().all(|name| self.is_only_rounded(name))
-    }
-
-    fn is_on_grid(&self, name: &str) -> bool {
-        self.encodings.grids.contains_key(name)
+        let mut outputs = node.output.iter();
+        Ok(outputs.all(|name| encodings.only_rounded(name).is_some()))
     }
 
     /// Whether `name` is a constant of one element.
@@ -40,13 +44,6 @@ impl<'a> Lowering<'a> {
             Some(tensor) => tensor.dims.iter().product::<i64>() == 1,
             None => false,
         }
-    }
-
-    /// Whether only QuantizeLinear reads the value. Other readers would need the unrounded value.
-    fn is_only_rounded(&self, name: &str) -> bool {
-        self.encodings.pairs.contains_key(name)
-            && self.encodings.readers.get(name) == Some(&1)
-            && !self.outputs.contains(name)
     }
 
     /// The tensor of the value `name`, which the current node computes in codes.

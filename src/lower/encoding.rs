@@ -3,8 +3,19 @@
 use crate::model::weight::{Activations, Element, WeightEncoding, WeightUse};
 use crate::qnn::{DeviceEncoding, DeviceUse, LinearIo};
 
-/// How the lowering stores a weight of this encoding on the device.
-pub(super) fn device_encoding(encoding: WeightEncoding) -> DeviceEncoding {
+/// How the lowering stores a weight of this encoding for a layer that computes so.
+pub(super) fn linear_encoding(
+    encoding: WeightEncoding,
+    activations: Activations,
+) -> DeviceEncoding {
+    match (encoding, activations) {
+        (WeightEncoding::Lpbq { block }, Activations::U16) => DeviceEncoding::Lpbq { block },
+        _ => f16_encoding(encoding),
+    }
+}
+
+/// How the lowering stores a weight of this encoding for computing in f16.
+pub(super) fn f16_encoding(encoding: WeightEncoding) -> DeviceEncoding {
     let bits = encoding.main_element().bits() as u32;
     match encoding {
         WeightEncoding::Plain { .. } => DeviceEncoding::F16,
@@ -20,7 +31,7 @@ pub(super) fn device_encoding(encoding: WeightEncoding) -> DeviceEncoding {
             block,
             offsets: true,
         },
-        // Each block gets the product of its integer and the scale of its row.
+        // In f16, each block gets the product of its integer and the scale of its row.
         WeightEncoding::Lpbq { block } => DeviceEncoding::FloatBlock {
             bits,
             block,
@@ -36,14 +47,15 @@ pub fn device_use(weight_use: WeightUse) -> DeviceUse {
             weight,
             activations,
         } => DeviceUse::Linear {
-            weight: device_encoding(weight),
+            weight: linear_encoding(weight, activations),
             io: match activations {
                 Activations::F16 => LinearIo::F16,
-                Activations::U16 => LinearIo::F16FromU16,
+                Activations::F16FromU16 => LinearIo::F16FromU16,
+                Activations::U16 => LinearIo::U16,
             },
         },
         WeightUse::Lookup { weight } => DeviceUse::Lookup {
-            weight: device_encoding(weight),
+            weight: f16_encoding(weight),
         },
     }
 }

@@ -1,16 +1,17 @@
-//! Linear layers: a 1x1 Conv2d over `[1, 1, T, K]` with a weight `[1, 1, K, N]` in the blocks of
-//! the GGUF. The layer computes in f16, so an input in codes is dequantized first.
+//! Linear layers: a 1x1 Conv2d over `[1, 1, T, K]` with a weight `[1, 1, K, N]`. A weight with one
+//! scale for each row multiplies 16-bit codes if input and output are in codes. All other layers
+//! compute in f16, so an input in codes is dequantized first.
 
 use super::Lowering;
-use super::channel::ChannelWeight;
-use super::encoding::device_encoding;
+use super::channel::{ChannelWeight, CodedBias, RowScales};
+use super::encoding::linear_encoding;
 use super::grid::Grid;
 use super::half::{Fp16Weights, scale_times_gain};
 use super::stored::{Stored, transposed};
 use crate::base::{Code, Result};
-use crate::model::onnx::WeightCall;
 use crate::model::onnx::proto::NodeProto;
-use crate::model::weight::{Element, WeightPart, blob_owner};
+use crate::model::onnx::{WeightCall, activations};
+use crate::model::weight::{Activations, Element, WeightPart, blob_owner};
 use crate::qnn::{DataType, DeviceEncoding, Encoding, Param, StaticData, TensorId};
 
 impl<'a> Lowering<'a> {
@@ -18,7 +19,7 @@ impl<'a> Lowering<'a> {
         let x = self.operand(node, 0)?;
         let dims = self.dims(node, 0)?;
         let call = self.weight_call(node)?;
-        let (rows, columns) = (call.rows, call.columns);
+        let columns = call.columns;
         if !matches!(*dims.as_slice(), [1, 1, _, width] if width == columns) {
             return Err(self.refuse(
                 node,
@@ -27,10 +28,8 @@ impl<'a> Lowering<'a> {
             ));
         }
         let mut inputs = vec![x, self.linear_weight(node, &call)?];
-        if let Some(bias) = call.bias {
-            let bias = self.constant(bias)?;
-            let name = blob_owner(&bias.name).to_string();
-            inputs.push(self.f16_constant(&name, &[rows], bias, call.gain)?);
+        if call.bias.is_some() {
+            inputs.push(self.linear_bias(node, &call, x)?);
         }
         let params = vec![
             ("stride", Param::Uint32s(vec![2], vec![1, 1])),
@@ -47,10 +46,19 @@ impl<'a> Lowering<'a> {
             .map_err(|why| self.refuse(node, Code::LowerWeight, &why))
     }
 
-    /// The weight of a linear layer that computes in f16.
+    /// What the linear layer `node` reads and computes in.
+    pub(super) fn activations(
+        &self,
+        node: &'a NodeProto,
+        call: &WeightCall<'a>,
+    ) -> Result<Activations> {
+        activations(&self.encodings, node, call.encoding)
+            .map_err(|why| self.refuse(node, Code::LowerEncoding, &why))
+    }
+
     fn linear_weight(&mut self, node: &'a NodeProto, call: &WeightCall<'a>) -> Result<TensorId> {
         let shape = [call.rows as usize, call.columns as usize];
-        match device_encoding(call.encoding) {
+        match linear_encoding(call.encoding, self.activations(node, call)?) {
             DeviceEncoding::F16 => {
                 let values = self.constant(call.main())?;
                 self.plain_weight(values, shape, call.gain)
@@ -58,8 +66,16 @@ impl<'a> Lowering<'a> {
             DeviceEncoding::Channel { .. } => {
                 let weight = ChannelWeight {
                     codes: self.constant(call.main())?,
-                    scales: self.part(node, call, WeightPart::Scales)?,
-                    gain: call.gain,
+                    integers: None,
+                    scales: self.row_scales(node, call)?,
+                };
+                self.channel_weight(weight, shape)
+            }
+            DeviceEncoding::Lpbq { .. } => {
+                let weight = ChannelWeight {
+                    codes: self.constant(call.main())?,
+                    integers: Some(self.part(node, call, WeightPart::BlockScales)?),
+                    scales: self.row_scales(node, call)?,
                 };
                 self.channel_weight(weight, shape)
             }
@@ -67,12 +83,42 @@ impl<'a> Lowering<'a> {
                 let weight = self.block_weight(node, call)?;
                 self.blockwise_weight(weight, shape)
             }
-            DeviceEncoding::Lpbq { .. } => Err(self.refuse(
-                node,
-                Code::LowerWeight,
-                "has a weight that multiplies only codes",
-            )),
         }
+    }
+
+    /// The bias of a linear layer with the input `x`.
+    fn linear_bias(
+        &mut self,
+        node: &'a NodeProto,
+        call: &WeightCall<'a>,
+        x: TensorId,
+    ) -> Result<TensorId> {
+        let Some(bias) = call.bias else {
+            return Err(self.refuse(node, Code::LowerInput, "has no bias"));
+        };
+        let bias = self.constant(bias)?;
+        if let Encoding::ScaleOffset { scale, .. } = self.device.tensor(x).encoding {
+            let coded = CodedBias {
+                bias,
+                scales: self.row_scales(node, call)?,
+                input_scale: scale,
+            };
+            return self.coded_bias(coded, call.rows);
+        }
+        let name = blob_owner(&bias.name).to_string();
+        self.f16_constant(&name, &[call.rows], bias, call.gain)
+    }
+
+    /// The scales of the rows of a weight that has one for each.
+    fn row_scales(&self, node: &'a NodeProto, call: &WeightCall<'a>) -> Result<RowScales> {
+        let part = match call.part(WeightPart::ChannelScales) {
+            Some(_) => WeightPart::ChannelScales,
+            None => WeightPart::Scales,
+        };
+        Ok(RowScales {
+            scales: self.part(node, call, part)?,
+            gain: call.gain,
+        })
     }
 
     fn plain_weight(&mut self, values: Stored, shape: [usize; 2], gain: f32) -> Result<TensorId> {

@@ -125,7 +125,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn lower_node(&mut self, node: &'a NodeProto) -> Result<()> {
-        self.on_codes = self.runs_on_codes(node);
+        self.on_codes = self.runs_on_codes(node)?;
         match (node.domain.as_str(), node.op_type.as_str()) {
             ("", "Add") => self.plain(node, "ElementWiseAdd"),
             ("", "Sub") => self.plain(node, "ElementWiseSubtract"),

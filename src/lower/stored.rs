@@ -94,6 +94,12 @@ impl Stored {
         }
     }
 
+    /// All elements of a constant of codes.
+    pub(super) fn all_codes(&self) -> impl Iterator<Item = i32> + '_ {
+        let count = self.dims.iter().product::<u64>() as usize;
+        (0..count).map(|index| self.code(index))
+    }
+
     /// All numbers times `gain`, in f16.
     pub(super) fn f16s(&self, gain: f32) -> Result<Vec<u8>> {
         let mut f16s = Fp16Weights::default();

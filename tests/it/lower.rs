@@ -353,9 +353,18 @@ fn actual_use(graph: &DeviceGraph) -> DeviceUse {
                 block: block[2],
                 offsets: offsets.iter().any(|offset| *offset != 0.0),
             },
+            Encoding::Expansion {
+                scales,
+                block_scales,
+                ..
+            } => DeviceEncoding::Lpbq {
+                block: graph.tensor(conv.inputs[1]).dims[2]
+                    / (block_scales.len() / scales.len()) as u32,
+            },
             other => panic!("{other:?}"),
         };
         let io = match find("Dequantize") {
+            _ if graph.tensor(conv.inputs[0]).encoding != Encoding::None => LinearIo::U16,
             Some(before) if before.outputs[0] == conv.inputs[0] => LinearIo::F16FromU16,
             _ => LinearIo::F16,
         };
@@ -423,14 +432,15 @@ fn stated_weight_uses_match_the_lowered_graph() {
         let (weight, bias) = (encoding.form(), false);
         let linear = Function::Linear { weight, bias };
         let lookup = Function::Embedding { weight };
-        for (function, x, bits) in [
-            (linear, &[1, 1, 3, 64][..], None),
-            (linear, &[1, 1, 3, 64], Some(16)),
-            (lookup, &[1, 3], None),
+        for (function, x, rounded) in [
+            (linear, &[1, 1, 3, 64][..], &[][..]),
+            (linear, &[1, 1, 3, 64], &["x"]),
+            (linear, &[1, 1, 3, 64], &["x", "y"]),
+            (lookup, &[1, 3], &[]),
         ] {
             let mut grids = BTreeMap::new();
-            if let Some(bits) = bits {
-                grids.insert("x".to_string(), Grid::unit(bits));
+            for name in rounded {
+                grids.insert(name.to_string(), Grid::unit(16));
             }
             let builder = Builder::rounding(grids);
             let (model, files) = call_in(builder, function, x, &blobs, block, 0);
@@ -448,24 +458,31 @@ fn stated_weight_uses_match_the_lowered_graph() {
         [
             "f16",
             "f16-from-u16",
+            "f16-from-u16",
             "lookup-f16",
             "float-block-4x16",
+            "float-block-4x16-from-u16",
             "float-block-4x16-from-u16",
             "lookup-float-block-4x16",
             "float-block-8x32",
             "float-block-8x32-from-u16",
+            "float-block-8x32-from-u16",
             "lookup-float-block-8x32",
             "float-block-4x32-offset",
+            "float-block-4x32-offset-from-u16",
             "float-block-4x32-offset-from-u16",
             "lookup-float-block-4x32-offset",
             "channel-8",
             "channel-8-from-u16",
+            "channel-8-u16",
             "lookup-channel-8",
             "channel-4",
             "channel-4-from-u16",
+            "channel-4-u16",
             "lookup-channel-4",
             "float-block-4x32",
             "float-block-4x32-from-u16",
+            "lpbq-32-u16",
             "lookup-float-block-4x32",
         ]
     );

@@ -112,7 +112,6 @@ fn every_weight_use_is_accurate() {
         uses.push(layer(weight, LinearIo::F16FromU16));
         uses.push(DeviceUse::Lookup { weight });
     }
-    // The graphs of kiln do not use quantized inputs in matmuls yet.
     let mut in_codes = vec![];
     in_codes.extend([4, 8].map(|bits| DeviceEncoding::Channel { bits }));
     in_codes.extend([16, 32, 64, 128].map(|block| DeviceEncoding::Lpbq { block }));

@@ -1,7 +1,7 @@
 //! The quantized values of a graph, found by their QuantizeLinear/DequantizeLinear pairs. Operators
 //! that only move data keep the grid of their input.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +100,8 @@ pub struct Encodings<'a> {
     pub pairs: HashMap<&'a str, Pair<'a>>,
     /// How many nodes read a value.
     pub readers: HashMap<&'a str, usize>,
+    /// The outputs of the graph.
+    outputs: HashSet<&'a str>,
 }
 
 impl<'a> Encodings<'a> {
@@ -111,6 +113,9 @@ impl<'a> Encodings<'a> {
             readers: readers(graph),
             ..Encodings::default()
         };
+        for output in &graph.output {
+            encodings.outputs.insert(&output.name);
+        }
         let mut codes: HashMap<&str, (&str, Grid)> = HashMap::new();
         for node in &graph.node {
             match (
@@ -155,6 +160,21 @@ impl<'a> Encodings<'a> {
             }
         }
         Ok(encodings)
+    }
+
+    /// Whether the float value `name` lies on a grid.
+    pub fn is_on_grid(&self, name: &str) -> bool {
+        self.grids.contains_key(name)
+    }
+
+    /// The grid of a value that only QuantizeLinear reads. Other readers would need the unrounded
+    /// value.
+    pub fn only_rounded(&self, name: &str) -> Option<Grid> {
+        let is_output = self.outputs.contains(name);
+        if is_output || self.readers.get(name) != Some(&1) {
+            return None;
+        }
+        self.pairs.get(name).map(|pair| pair.grid)
     }
 
     /// The grid of `values`, if all of them have the same.

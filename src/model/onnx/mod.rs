@@ -19,4 +19,4 @@ pub use lint::lint;
 pub use segments::{Segment, segments};
 pub use slices::{ExternalRows, sliced};
 pub use summary::{Summary, element_name};
-pub use weights::{WeightCall, element_of, element_type, weight_uses};
+pub use weights::{WeightCall, activations, element_of, element_type, weight_uses};

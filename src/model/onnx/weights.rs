@@ -126,10 +126,13 @@ fn weight_use(
     node: &NodeProto,
 ) -> NodeResult<Option<WeightUse>> {
     Ok(match Function::of(node) {
-        Some(Function::Linear { .. }) => Some(WeightUse::Linear {
-            weight: WeightCall::of(checked, node)?.encoding,
-            activations: activations(encodings, node)?,
-        }),
+        Some(Function::Linear { .. }) => {
+            let weight = WeightCall::of(checked, node)?.encoding;
+            Some(WeightUse::Linear {
+                weight,
+                activations: activations(encodings, node, weight)?,
+            })
+        }
         Some(Function::Embedding { .. }) => Some(WeightUse::Lookup {
             weight: WeightCall::of(checked, node)?.encoding,
         }),
@@ -137,15 +140,25 @@ fn weight_use(
     })
 }
 
-/// The type of the activations that the linear layer `node` reads.
-fn activations(encodings: &Encodings, node: &NodeProto) -> NodeResult<Activations> {
-    let Some(x) = node.input.first() else {
+/// What the linear layer `node` over `weight` reads and computes in. It multiplies codes if input and
+/// output are in 16-bit codes and the weight can do so. An error is the predicate of a sentence about
+/// the node.
+pub fn activations(
+    encodings: &Encodings,
+    node: &NodeProto,
+    weight: WeightEncoding,
+) -> NodeResult<Activations> {
+    let (Some(x), Some(y)) = (node.input.first(), node.output.first()) else {
         return Ok(Activations::F16);
     };
     match encodings.grids.get(x.as_str()) {
-        None => Ok(Activations::F16),
-        Some(Grid { bits: 16, .. }) => Ok(Activations::U16),
-        Some(Grid { bits, .. }) => Err(format!("reads activations in {bits} bits")),
+        None => return Ok(Activations::F16),
+        Some(Grid { bits: 16, .. }) => {}
+        Some(Grid { bits, .. }) => return Err(format!("reads activations in {bits} bits")),
+    }
+    match encodings.only_rounded(y) {
+        Some(Grid { bits: 16, .. }) if weight.multiplies_codes() => Ok(Activations::U16),
+        _ => Ok(Activations::F16FromU16),
     }
 }
 
@@ -265,8 +278,8 @@ mod tests {
     use super::super::{Builder, External, Value, gain, int};
     use super::*;
 
-    /// A graph of one linear layer over 64 columns. `bits`: `x` is on a grid of that many bits.
-    /// Its constants are (part, type, dims).
+    /// A graph of one linear layer over 64 columns. `bits`: `x` and `y` are on a grid of that many
+    /// bits. Its constants are (part, type, dims).
     fn linear(
         form: WeightForm,
         block: Option<i64>,
@@ -276,6 +289,7 @@ mod tests {
         let mut grids = BTreeMap::new();
         if let Some(bits) = bits {
             grids.insert("x".to_string(), Grid::unit(bits));
+            grids.insert("y".to_string(), Grid::unit(bits));
         }
         let mut builder = Builder::rounding(grids);
         let mut inputs: Vec<Value> = vec![builder.input("x", element::FLOAT, &[1, 1, 2, 64])];
@@ -328,7 +342,7 @@ mod tests {
 
     #[test]
     fn the_encoding_follows_from_the_call() {
-        use Activations::{F16, U16};
+        use Activations::{F16, F16FromU16, U16};
         let values: [(&str, Element, &[u64]); 1] = [("v", Element::Bf16, &[4, 64])];
         check(
             linear(WeightForm::Plain, None, &values, None),
@@ -340,7 +354,7 @@ mod tests {
         let of_16 = blocks(Element::F16, &[4, 4]);
         check(
             linear(WeightForm::Block, Some(16), &of_16, Some(16)),
-            Ok(("int4 x16 f16", U16)),
+            Ok(("int4 x16 f16", F16FromU16)),
         );
         let of_row = blocks(Element::F32, &[4, 1]);
         check(
@@ -355,6 +369,14 @@ mod tests {
         check(
             linear(WeightForm::Lpbq, Some(32), &lpbq, None),
             Ok(("lpbq x32", F16)),
+        );
+        check(
+            linear(WeightForm::Lpbq, Some(32), &lpbq, Some(16)),
+            Ok(("lpbq x32", U16)),
+        );
+        check(
+            linear(WeightForm::Block, Some(64), &of_row, Some(16)),
+            Ok(("int4 by channel", U16)),
         );
     }
 

@@ -194,6 +194,17 @@ impl WeightEncoding {
         }
     }
 
+    /// Whether the device can multiply it with activations in codes: signed codes, with one
+    /// floating-point scale for each row.
+    pub fn multiplies_codes(self) -> bool {
+        match self {
+            WeightEncoding::Channel { .. } | WeightEncoding::Lpbq { .. } => true,
+            WeightEncoding::Plain { .. }
+            | WeightEncoding::Block { .. }
+            | WeightEncoding::BlockOffset { .. } => false,
+        }
+    }
+
     /// Whether it stores the values themselves.
     pub fn is_plain(self) -> bool {
         self.form() == WeightForm::Plain

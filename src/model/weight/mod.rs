@@ -80,13 +80,15 @@ pub enum WeightUse {
     },
 }
 
-/// The type of the activations that a linear layer reads.
+/// The types of the activations of a linear layer, and of its arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Activations {
-    /// Floating-point, f16 on the device.
+    /// It reads and computes in floating point, f16 on the device.
     F16,
-    /// 16-bit codes with one scale.
+    /// It reads 16-bit codes and computes in f16.
+    F16FromU16,
+    /// It multiplies 16-bit codes, with one scale for all inputs and one for all outputs.
     U16,
 }
 

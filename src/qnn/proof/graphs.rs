@@ -11,16 +11,25 @@ use crate::qnn::{
 };
 
 impl Trial {
-    /// `y [1, 1, T, N] = x [1, 1, T, K] * w [1, 1, K, N]`, as a 1x1 convolution.
+    /// `y [1, 1, T, N] = x [1, 1, T, K] * w [1, 1, K, N]`, as a 1x1 convolution. On codes also `+
+    /// bias [N]`: the device drops a wrong one without an error.
     pub(super) fn linear(encoding: DeviceEncoding, io: LinearIo) -> Self {
         let mut numbers = Numbers(1);
-        let Weight { data, values } = Weight::new(encoding, &mut numbers);
+        let weight = Weight::new(encoding, &mut numbers);
         let is_coded = io != LinearIo::F16;
         let x = Activation::new(is_coded, numbers.take(T * K));
+        let bias = if io == LinearIo::U16 {
+            Some(Bias::new(&x, &weight, &mut numbers))
+        } else {
+            None
+        };
         let mut products = vec![];
         for row in x.values.chunks_exact(K) {
-            for column in values.chunks_exact(K) {
-                let mut sum = 0.0;
+            for (output, column) in weight.values.chunks_exact(K).enumerate() {
+                let mut sum = match &bias {
+                    Some(bias) => bias.values[output],
+                    None => 0.0,
+                };
                 for (x, w) in row.iter().zip(column) {
                     sum += x * w;
                 }
@@ -35,7 +44,13 @@ impl Trial {
             _ => DataType::SFixed8,
         };
         let input = graph.activation("x", TensorKind::Input, &x, &[1, 1, T, K]);
-        let weight = graph.constant("w", weight_type, &[1, 1, K, N], data, encoding.to_string());
+        let note = encoding.to_string();
+        let weight = graph.constant("w", weight_type, &[1, 1, K, N], weight.data, note);
+        let mut inputs = vec![input, weight];
+        if let Some(Bias { data, .. }) = bias {
+            let note = "32 bit".to_string();
+            inputs.push(graph.constant("bias", DataType::SFixed32, &[N], data, note));
+        }
         let output = graph.activation("y", TensorKind::Output, &y, &[1, 1, T, N]);
         let conv = vec![
             ("stride", Param::Uint32s(vec![2], vec![1, 1])),
@@ -50,7 +65,7 @@ impl Trial {
             graph.node("Conv2d", conv, &[plain, weight], product);
             graph.node("Quantize", vec![], &[product], output);
         } else {
-            graph.node("Conv2d", conv, &[input, weight], output);
+            graph.node("Conv2d", conv, &inputs, output);
         }
         Trial {
             graph: graph.0,
@@ -170,6 +185,37 @@ impl Trial {
             graph: graph.0,
             inputs: [("x".to_string(), id_bytes(ids))].into(),
             y,
+        }
+    }
+}
+
+/// A bias of a layer that multiplies codes.
+struct Bias {
+    data: StaticData,
+    values: Vec<f64>,
+}
+
+impl Bias {
+    /// About as large as the products, in 32-bit codes with the steps of the products.
+    fn new(x: &Activation, weight: &Weight, numbers: &mut Numbers) -> Self {
+        let mut bytes = vec![];
+        let mut scales = vec![];
+        let mut values = vec![];
+        for scale in weight.row_scales() {
+            let step = x.scale.unwrap_or(1.0) * scale;
+            let code = (numbers.next() * f64::from(1u32 << 24)).round();
+            bytes.extend((code as i32).to_le_bytes());
+            scales.push(step);
+            values.push(code * f64::from(step));
+        }
+        let encoding = Encoding::Axis {
+            bits: None,
+            axis: 0,
+            scales,
+        };
+        Bias {
+            data: StaticData { bytes, encoding },
+            values,
         }
     }
 }

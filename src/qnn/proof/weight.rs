@@ -143,6 +143,16 @@ impl Weight {
     }
 }
 
+impl Weight {
+    /// The scale of each output, for a weight that has one.
+    pub(super) fn row_scales(&self) -> &[f32] {
+        match &self.data.encoding {
+            Encoding::Axis { scales, .. } | Encoding::Expansion { scales, .. } => scales,
+            _ => &[],
+        }
+    }
+}
+
 /// `[N, K]` to `[K, N]`.
 fn transposed<E: Copy>(values: &[E]) -> Vec<E> {
     let mut transposed = Vec::with_capacity(values.len());

@@ -15,8 +15,8 @@ use super::{Activations as Storage, Cache};
 use crate::base::{Code, Problem, Result};
 use crate::model::calibration::{Activation, Activations};
 use crate::model::decoder::inputs::{self, HostInput};
-use crate::model::onnx::proto::{GraphProto, NodeProto};
-use crate::model::onnx::{Function, Grid};
+use crate::model::onnx::proto::{GraphProto, ModelProto, NodeProto};
+use crate::model::onnx::{Checked, Function, Grid, WeightCall};
 
 /// The least distance of a masked score below the least visible one: its weight is then at most
 /// e^-30. Genie masks with the least code, so the grid of the mask decides how deep the mask is.
@@ -60,15 +60,18 @@ fn is_cache(name: &str) -> bool {
     inputs::Cache::named(name).is_some()
 }
 
-/// The choice for the float graph `graph`.
+/// The choice for the float graph of `model`.
 pub(super) fn choose(
-    graph: &GraphProto,
+    model: &ModelProto,
     calibration: &Activations,
     policy: Policy,
 ) -> Result<Choice> {
+    let checked = Checked::new(model)?;
+    let graph = checked.graph;
     let same_codes = policy.activations == Storage::U16 && policy.cache == Cache::U16;
     check(graph, calibration)?;
     let mut chooser = Chooser {
+        checked,
         graph,
         calibration,
         // A cache of other codes than the values it is made from is rounded again at the output.
@@ -101,6 +104,7 @@ fn check(graph: &GraphProto, calibration: &Activations) -> Result<()> {
 }
 
 struct Chooser<'a> {
+    checked: Checked<'a>,
     graph: &'a GraphProto,
     calibration: &'a Activations,
     classes: Classes<'a>,
@@ -157,7 +161,7 @@ impl Uses {
     }
 }
 
-impl Chooser<'_> {
+impl<'a> Chooser<'a> {
     /// Assigns a grid to every class whose rounding error is small.
     fn assign_grids(&mut self) {
         let uses = Uses::of(self.graph, &self.classes);
@@ -237,7 +241,8 @@ impl Chooser<'_> {
     fn drop_unused(&mut self) {
         loop {
             let mut used: BTreeSet<usize> = BTreeSet::new();
-            for node in &self.graph.node {
+            let graph: &'a GraphProto = self.graph;
+            for node in &graph.node {
                 used.extend(self.classes_used_by(node));
             }
             let mut unused = vec![];
@@ -258,23 +263,32 @@ impl Chooser<'_> {
         }
     }
 
-    /// The classes whose codes `node` computes on: a linear layer on those that it reads, other
-    /// operators only if all their values have codes.
-    fn classes_used_by(&self, node: &NodeProto) -> Vec<usize> {
-        let inputs = self.classes.of_all(&node.input);
-        if matches!(Function::of(node), Some(Function::Linear { .. })) {
-            return inputs;
-        }
-        if !node.domain.is_empty() || Classes::moves(node) {
+    /// The classes that `node` computes on: all of its values if all have codes and the device can
+    /// compute on them, otherwise none.
+    fn classes_used_by(&self, node: &'a NodeProto) -> Vec<usize> {
+        if Classes::moves(node) || !self.can_compute_on_codes(node) {
             return vec![];
         }
-        let outputs = self.classes.of_all(&node.output);
-        for class in inputs.iter().chain(&outputs) {
-            if !self.grids.contains_key(class) {
-                return vec![];
-            }
+        let mut used = self.classes.of_all(&node.input);
+        used.extend(self.classes.of_all(&node.output));
+        if used.iter().all(|class| self.grids.contains_key(class)) {
+            used
+        } else {
+            vec![]
         }
-        inputs
+    }
+
+    /// Whether the device has the operator for codes; a linear layer needs a weight that can
+    /// multiply them.
+    fn can_compute_on_codes(&self, node: &'a NodeProto) -> bool {
+        match Function::of(node) {
+            Some(Function::Linear { .. }) => match WeightCall::of(&self.checked, node) {
+                Ok(call) => call.encoding.multiplies_codes(),
+                Err(_) => false,
+            },
+            Some(Function::RmsNorm | Function::Embedding { .. }) => false,
+            None => node.domain.is_empty(),
+        }
     }
 
     /// The statistics of the values of a class together: the largest range, the smallest
@@ -331,24 +345,34 @@ impl Chooser<'_> {
 mod tests {
     use super::*;
     use crate::model::onnx::proto::element;
-    use crate::model::onnx::{Builder, Value, float, gain};
+    use crate::model::onnx::{Builder, External, float, gain, int};
     use crate::model::weight::WeightForm;
 
-    /// A feed-forward layer over `x`, and an attention without heads.
-    fn graph() -> GraphProto {
+    /// A feed-forward layer over `x`, and an attention without heads. The weights multiply codes.
+    fn graph() -> ModelProto {
         let mut g = Builder::default();
         let dims = [1, 1, 2, 2];
         let mask = g.input("attention_mask", element::FLOAT, &dims);
         let past = g.input("past_key_0_in", element::FLOAT, &dims);
         let x = g.input("x", element::FLOAT, &dims);
-        let w = Value {
-            name: "w/values".into(),
-            dims: vec![2, 2],
-        };
+        let [codes, scales] = [
+            ("codes", element::INT8, [2, 2]),
+            ("scales", element::FLOAT, [2, 1]),
+        ]
+        .map(|(name, element, dims)| {
+            g.external(&External {
+                name: &format!("w/{name}"),
+                location: format!("w/{name}"),
+                element,
+                dims: &dims,
+                size_bytes: 1,
+            })
+        });
         let linear = Function::Linear {
-            weight: WeightForm::Plain,
+            weight: WeightForm::Block,
             bias: false,
         };
+        let attributes = || vec![int("block", 2), gain(0)];
         let norm = g.call(
             Function::RmsNorm,
             "norm",
@@ -356,10 +380,22 @@ mod tests {
             vec![float("epsilon", 1e-6)],
             dims.into(),
         );
-        let gate = g.call(linear, "gate", &[&norm, &w], vec![gain(0)], dims.into());
+        let gate = g.call(
+            linear,
+            "gate",
+            &[&norm, &codes, &scales],
+            attributes(),
+            dims.into(),
+        );
         let sigmoid = g.sigmoid("sigmoid", &gate);
         let silu = g.elementwise("Mul", "silu", &gate, &sigmoid);
-        let down = g.call(linear, "down", &[&silu, &w], vec![gain(0)], dims.into());
+        let down = g.call(
+            linear,
+            "down",
+            &[&silu, &codes, &scales],
+            attributes(),
+            dims.into(),
+        );
         let residual = g.elementwise("Add", "residual", &x, &down);
         let key = g.elementwise("Add", "key", &gate, &gate);
         let key = g.transpose("past_key_0_out", &key, [0, 1, 3, 2]);
@@ -367,11 +403,17 @@ mod tests {
         let scores = g.matmul("scores", &gate, &keys);
         let masked = g.elementwise("Add", "masked", &scores, &mask);
         let p = g.softmax("p", &masked);
-        let last = g.call(linear, "last", &[&p, &w], vec![gain(0)], dims.into());
+        let last = g.call(
+            linear,
+            "last",
+            &[&p, &codes, &scales],
+            attributes(),
+            dims.into(),
+        );
         for output in [&residual, &key, &last] {
             g.output(output);
         }
-        g.finish("g").graph.unwrap()
+        g.finish("g")
     }
 
     /// Statistics of the range -1 to `max` with a bulk of 1.
@@ -393,7 +435,8 @@ mod tests {
     /// 3.
     #[track_caller]
     fn check(wide: &[&str], activations: Storage, cache: Cache, expected: &[&str]) {
-        let float = graph();
+        let model = graph();
+        let float = model.graph.as_ref().unwrap();
         let mut calibration = Activations::new();
         for input in &float.input {
             calibration.insert(input.name.clone(), statistics(3.0));
@@ -410,7 +453,7 @@ mod tests {
             sqnr_db: 60.0,
             margin: 0.0,
         };
-        let choice = choose(&float, &calibration, policy).unwrap();
+        let choice = choose(&model, &calibration, policy).unwrap();
         let mut report = vec![];
         for (name, chosen) in choice.report {
             report.push(match chosen.grid {
