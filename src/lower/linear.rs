@@ -296,7 +296,8 @@ impl BlockWeight {
         }
         // All values become the middle of the block. This is exact if the scale is 0, otherwise the
         // error is below the rounding error of f16.
-        let middle = if signed == 0 { 0.0 } else { 7.5 };
+        let (low, high) = self.code_range(index);
+        let middle = (low + high) as f32 / 2.0;
         Ok(DeviceBlock {
             scale: scaled(minimum + middle * scale)?,
             offset: 1.0,
@@ -307,13 +308,19 @@ impl BlockWeight {
     /// The part of an offset, in whole steps, that can be added to the codes of a block without
     /// overflow. The device rounds the rest of the offset.
     fn shift(&self, index: usize, steps: f32) -> i32 {
+        let (low, high) = self.code_range(index);
+        let span = 1 << (self.bits() - 1);
+        (steps.round() as i32).max(-span - low).min(span - 1 - high)
+    }
+
+    /// The smallest and the largest code of a block.
+    fn code_range(&self, index: usize) -> (i32, i32) {
         let (mut low, mut high) = (i32::MAX, i32::MIN);
         for index in index * self.block..(index + 1) * self.block {
             let code = self.codes.code(index);
             low = low.min(code);
             high = high.max(code);
         }
-        let span = 1 << (self.bits() - 1);
-        (steps.round() as i32).max(-span - low).min(span - 1 - high)
+        (low, high)
     }
 }

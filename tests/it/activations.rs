@@ -132,18 +132,35 @@ fn inconsistent_encodings_are_rejected() {
     );
 }
 
-/// Calibrates a tiny model, builds its graph with the parameters `graph`, and evaluates it in ONNX
-/// Runtime and optionally on the simulator. Returns the mean KL divergences and the names in
-/// `encodings.json` that are quantized.
-fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>, Vec<String>) {
-    let home = tempfile::tempdir().unwrap();
-    let mut runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    if simulate {
-        runner = runner.tool("qnn", &tools::qnn());
+/// The result of [`tiny`].
+struct Tiny {
+    /// The mean KL divergence in ONNX Runtime.
+    onnx_runtime: f64,
+    /// The same on the simulator.
+    simulator: f64,
+    /// The names in `encodings.json` that are quantized.
+    quantized: Vec<String>,
+    /// The uses of weights that were proved.
+    proved: Vec<String>,
+}
+
+impl Tiny {
+    fn is_quantized(&self, name: &str) -> bool {
+        self.quantized.iter().any(|found| found == name)
     }
+}
+
+/// Calibrates a tiny model, builds its graph with the parameters `graph` and the layers in `scheme`,
+/// and evaluates it in ONNX Runtime and on the simulator.
+fn tiny(model: &TinyGguf, scheme: &str, mut graph: Value) -> Tiny {
+    let home = tempfile::tempdir().unwrap();
+    let runner = StageRunner::new(home.path())
+        .tool("ort", &tools::onnxruntime())
+        .tool("qnn", &tools::qnn());
     let model = runner.inspect(&model.write());
+    let layers = json!({"override": [{"match": "blk.*", "scheme": scheme}]});
     let weights = runner
-        .run("requant", json!({}), &[("tensors", &model)])
+        .run("requant", layers, &[("tensors", &model)])
         .unwrap();
     let text = runner.file(TEXT.as_bytes());
     let size = json!({"prefill": 12, "context": 20});
@@ -158,7 +175,6 @@ fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>
     let calibration = runner
         .run("calibrate", json!({"windows": 4}), &slots)
         .unwrap();
-    let is_u16 = graph.get("activations").is_some();
     graph
         .as_object_mut()
         .unwrap()
@@ -184,25 +200,17 @@ fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>
         assert_eq!(candidate["non_finite"], 0);
         candidate["fidelity"]["kld"].as_f64().unwrap()
     };
-    let in_onnx_runtime = kld("graph", &graph);
-    let on_simulator = simulate.then(|| {
-        let params = json!({"soc": "sm8650", "weight_sharing": false});
-        let context = runner
-            .run("context-bin", params, &[("graph", &graph)])
-            .unwrap();
-        for (name, _) in context.under("proof") {
-            let figures = runner.bytes(&context, &format!("proof/{name}"));
-            println!("{}", String::from_utf8_lossy(&figures));
-        }
-        if is_u16 {
-            let mut names = context.under("proof").map(|(name, _)| name);
-            assert!(
-                names.any(|name| name.contains("-from-u16/")),
-                "layers with quantized inputs are proved"
-            );
-        }
-        kld("context", &context)
-    });
+    let onnx_runtime = kld("graph", &graph);
+    let params = json!({"soc": "sm8650", "weight_sharing": false});
+    let context = runner
+        .run("context-bin", params, &[("graph", &graph)])
+        .unwrap();
+    let mut proved = vec![];
+    for (name, _) in context.under("proof") {
+        let figures = runner.bytes(&context, &format!("proof/{name}"));
+        println!("{}", String::from_utf8_lossy(&figures));
+        proved.extend(name.split('/').next().map(String::from));
+    }
     let report = runner.json(&graph, "encodings.json");
     let mut quantized = vec![];
     for (name, choice) in report.as_object().unwrap() {
@@ -210,49 +218,82 @@ fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>
             quantized.push(name.clone());
         }
     }
-    (in_onnx_runtime, on_simulator, quantized)
+    Tiny {
+        onnx_runtime,
+        simulator: kld("context", &context),
+        quantized,
+        proved,
+    }
+}
+
+/// Without a limit, everything that can be quantized is quantized.
+fn all_u16() -> Value {
+    json!({"activations": "u16", "kv": "u16", "sqnr_db": 0.0})
 }
 
 #[test]
 #[ignore = "needs ONNX Runtime and the QNN libraries"]
 fn u16_activations_are_accurate_in_onnx_runtime_and_the_simulator() {
-    // Without a limit, everything that can be quantized is quantized.
-    let params = json!({"activations": "u16", "kv": "u16", "sqnr_db": 0.0});
-    let (in_onnx_runtime, on_simulator, quantized) = tiny(&TinyGguf::qwen2(), params, true);
+    let tiny = tiny(&TinyGguf::qwen2(), "native", all_u16());
     assert!(
-        quantized.iter().any(|name| name == "blk.0.scores.masked"),
-        "{quantized:?}"
+        tiny.is_quantized("blk.0.scores.masked"),
+        "{:?}",
+        tiny.quantized
     );
-    assert!(
-        quantized.iter().any(|name| name == "blk.1.gate_up"),
-        "{quantized:?}"
-    );
-    assert!(in_onnx_runtime < 1e-5, "{in_onnx_runtime}");
-    assert!(on_simulator.unwrap() < 1e-4, "{on_simulator:?}");
+    // A native layer computes in f16, so nothing else computes on codes of its input.
+    assert!(!tiny.is_quantized("blk.1.gate_up"), "{:?}", tiny.quantized);
+    assert!(tiny.onnx_runtime < 1e-5, "{}", tiny.onnx_runtime);
+    assert!(tiny.simulator < 1e-4, "{}", tiny.simulator);
+}
+
+#[test]
+#[ignore = "needs ONNX Runtime and the QNN libraries"]
+fn layers_with_a_scale_for_each_row_multiply_codes() {
+    for (scheme, proof) in [
+        ("int8-channel", "channel-8-u16"),
+        ("int4-channel", "channel-4-u16"),
+        ("lpbq-16", "lpbq-16-u16"),
+        ("lpbq-32", "lpbq-32-u16"),
+    ] {
+        for model in [TinyGguf::qwen2(), TinyGguf::llama()] {
+            let tiny = tiny(&model, scheme, all_u16());
+            let proved = &tiny.proved;
+            assert!(proved.iter().any(|name| name == proof), "{proved:?}");
+            assert!(
+                !proved.iter().any(|name| name.ends_with("-from-u16")),
+                "{proved:?}"
+            );
+            assert!(tiny.is_quantized("blk.1.gate_up"), "{:?}", tiny.quantized);
+            // Both have the error of the rounded weights.
+            let (expected, found) = (tiny.onnx_runtime, tiny.simulator);
+            assert!(
+                (found - expected).abs() < 0.02 * expected + 1e-4,
+                "{scheme}: {expected:e} in ONNX Runtime, {found:e} on the simulator"
+            );
+        }
+    }
 }
 
 #[test]
 #[ignore = "needs ONNX Runtime and the QNN libraries"]
 fn an_8_bit_kv_cache_is_accurate() {
     let params = json!({"activations": "u16", "kv": "u8"});
-    let (in_onnx_runtime, on_simulator, quantized) = tiny(&TinyGguf::llama(), params, true);
-    assert!(
-        quantized.iter().any(|name| name == "past_key_1_in"),
-        "{quantized:?}"
-    );
-    assert!(in_onnx_runtime < 1e-3, "{in_onnx_runtime}");
-    assert!(on_simulator.unwrap() < 1e-3, "{on_simulator:?}");
+    let tiny = tiny(&TinyGguf::llama(), "native", params);
+    assert!(tiny.is_quantized("past_key_1_in"), "{:?}", tiny.quantized);
+    assert!(tiny.onnx_runtime < 1e-3, "{}", tiny.onnx_runtime);
+    assert!(tiny.simulator < 1e-3, "{}", tiny.simulator);
 }
 
 #[test]
 #[ignore = "needs ONNX Runtime and the QNN libraries"]
 fn a_16_bit_kv_cache_works_with_f16_activations() {
-    let (in_onnx_runtime, on_simulator, quantized) =
-        tiny(&TinyGguf::llama(), json!({"kv": "u16"}), true);
+    let tiny = tiny(&TinyGguf::llama(), "native", json!({"kv": "u16"}));
+    let mut quantized = tiny.quantized.iter();
     assert!(
-        quantized.iter().all(|name| name.starts_with("past_")),
-        "{quantized:?}"
+        quantized.all(|name| name.starts_with("past_")),
+        "{:?}",
+        tiny.quantized
     );
-    assert!(in_onnx_runtime < 1e-6, "{in_onnx_runtime}");
-    assert!(on_simulator.unwrap() < 1e-4, "{on_simulator:?}");
+    assert!(tiny.onnx_runtime < 1e-6, "{}", tiny.onnx_runtime);
+    assert!(tiny.simulator < 1e-4, "{}", tiny.simulator);
 }
