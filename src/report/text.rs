@@ -33,6 +33,10 @@ impl fmt::Display for Report {
         for (name, device) in &found.devices {
             write_device(f, name, device)?;
         }
+        for (name, estimate) in &found.estimates {
+            let (heading, text) = (estimate.found.heading(), estimate.found.to_string());
+            write!(f, "\n{name}: {heading}\n{}", indented(&text))?;
+        }
         if !found.sizes.is_empty() {
             writeln!(f)?;
         }

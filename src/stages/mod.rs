@@ -5,6 +5,7 @@ pub mod command;
 pub mod context_bin;
 pub mod dequant;
 pub mod dlc;
+pub mod estimate;
 pub mod evaluate;
 pub mod evaluate_layers;
 pub mod export_gguf;
@@ -33,6 +34,7 @@ pub fn all() -> Registry {
         Box::new(Erased(graph::Graph)),
         Box::new(Erased(dlc::Dlc)),
         Box::new(Erased(context_bin::ContextBin)),
+        Box::new(Erased(estimate::Estimate)),
         Box::new(Erased(reference::ReferenceStage)),
         Box::new(Erased(calibrate::Calibrate)),
         Box::new(Erased(evaluate::Evaluate)),
