@@ -196,9 +196,26 @@ pub(super) struct GraphInfo {
     pub outputs: *const Tensor,
 }
 
-/// Bytes from one `QnnSystemContext_GraphInfo_t` to the next in an array: the size of its version
-/// 3.
-pub(super) const GRAPH_INFO_STRIDE: usize = 88;
+/// `QnnSystemContext_GraphInfo_t` in version 3, which has the size of an element of an array of any
+/// version.
+#[repr(C)]
+pub(super) struct GraphInfoV3 {
+    pub info: GraphInfo,
+    pub updateable_count: u32,
+    pub updateable: *const Tensor,
+    pub blob_size: u32,
+    pub blob: *const GraphBlob,
+    pub ops: [u32; 2],
+}
+
+/// The beginning of `QnnHtpSystemContext_GraphBlobInfo_t` in version 1.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct GraphBlob {
+    pub version: u32,
+    pub spill_fill_bytes: u64,
+    pub vtcm_bytes: u32,
+}
 
 /// `QnnSystemContext_BinaryInfo_t` in version 3.
 #[repr(C)]
@@ -391,6 +408,8 @@ layout! {
     IrGraphConfig = 24 { serialization @ 8, output_path @ 16 }
     DlcGraphConfig = 32 { graph_name @ 8, configs @ 16, config_count @ 24 }
     GraphInfo = 48 { name @ 8, input_count @ 16, inputs @ 24, output_count @ 32, outputs @ 40 }
+    GraphInfoV3 = 88 { updateable_count @ 48, updateable @ 56, blob_size @ 64, blob @ 72, ops @ 80 }
+    GraphBlob = 24 { spill_fill_bytes @ 8, vtcm_bytes @ 16 }
     BinaryInfo = 144 { backend_id @ 8, build_id @ 16, core_api @ 24, backend_api @ 36, soc_version @ 48,
         blob_version @ 56, blob_size @ 72, context_tensor_count @ 80, context_tensors @ 88, graph_count @ 96,
         graphs @ 104, platform @ 112, metadata_size @ 120, metadata @ 128, soc_model @ 136 }

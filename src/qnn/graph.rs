@@ -295,6 +295,7 @@ impl GraphBuilder<'_> {
             name: self.graph.name.clone(),
             inputs: vec![],
             outputs: vec![],
+            memory: None,
         };
         for (index, tensor) in self.graph.tensors.iter().enumerate() {
             let kind = match tensor.kind {

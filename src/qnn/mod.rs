@@ -30,4 +30,4 @@ pub use proof::{DeviceEncoding, DeviceUse, LinearIo, Proof, prove, relative_rms_
 pub use simulator::Simulator;
 pub use soc::Soc;
 pub use system::{BinaryInfo, Dlc, System};
-pub use tensors::{GraphInfo, TensorInfo};
+pub use tensors::{GraphInfo, GraphMemory, TensorInfo};
