@@ -344,10 +344,7 @@ mod tests {
         let soc = Soc::named("sm8650").unwrap();
         let problem = Estimate::of(&[event(300, 1)], soc).unwrap_err();
         assert_eq!(problem.code, Code::QnnNoEstimate);
-        assert_eq!(
-            problem.message,
-            "the compiler has no estimate for sm8650"
-        );
+        assert_eq!(problem.message, "the compiler has no estimate for sm8650");
         assert!(problem.help.unwrap().contains("qcs9075, sa8797p"));
     }
 

@@ -18,9 +18,7 @@ use crate::artifact::context::{
 };
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Code, Problem, Result};
-use crate::compile::{
-    CompiledShards, check_signatures, device_uses, lower_graphs, process_demand,
-};
+use crate::compile::{CompiledShards, check_signatures, device_uses, lower_graphs, process_demand};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::qnn::{
     Backend, Context, DeviceUse, GraphInfo, GraphOptions, HtpGraph, Soc, System, prove,

@@ -270,9 +270,21 @@ impl ReportedStage {
 fn check_sums(name: &str, estimate: &ModelEstimate, limits: &Limits) -> Result<()> {
     let sums = &estimate.sums;
     for (limit, is_given, is_found) in [
-        ("decode_ms", limits.decode_ms.is_some(), sums.contains_key("decode")),
-        ("prefill_ms", limits.prefill_ms.is_some(), sums.contains_key("prefill")),
-        ("spill_bytes", limits.spill_bytes.is_some(), !sums.is_empty()),
+        (
+            "decode_ms",
+            limits.decode_ms.is_some(),
+            sums.contains_key("decode"),
+        ),
+        (
+            "prefill_ms",
+            limits.prefill_ms.is_some(),
+            sums.contains_key("prefill"),
+        ),
+        (
+            "spill_bytes",
+            limits.spill_bytes.is_some(),
+            !sums.is_empty(),
+        ),
     ] {
         if is_given && !is_found {
             let what = format!("`{name}` has no sum for the limit `{limit}`");

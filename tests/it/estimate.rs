@@ -179,14 +179,14 @@ fn a_tiny_model_is_estimated_for_each_chip() {
     for soc in ["qcs9075", "sa8797p", "soc-114"] {
         let estimate = || {
             let params = json!({ "soc": soc });
-            runner.run("estimate", params, &[("graph", &graph)]).unwrap()
+            runner
+                .run("estimate", params, &[("graph", &graph)])
+                .unwrap()
         };
         let first = estimate();
         let text = runner.text(&first, "estimate.txt");
         println!("{text}");
-        assert!(text.starts_with(&format!(
-            "an estimate of Qualcomm's compiler for {soc} (v"
-        )));
+        assert!(text.starts_with(&format!("an estimate of Qualcomm's compiler for {soc} (v")));
         for role in ["decode", "prefill"] {
             let figures = figures(&runner, &first, role)["estimate.json"];
             assert!(figures.time_us > 0 && figures.read_bytes > 0, "{figures:?}");
@@ -207,7 +207,9 @@ fn the_sum_of_the_shards_is_reported() {
     let graph = runner.graph(&model, "native", params);
     let run = || {
         let params = json!({"details": true});
-        runner.run("estimate", params, &[("graph", &graph)]).unwrap()
+        runner
+            .run("estimate", params, &[("graph", &graph)])
+            .unwrap()
     };
     let estimate = run();
     println!("{}", runner.text(&estimate, "1-of-3/estimate.txt"));
