@@ -14,7 +14,7 @@ use crate::action::{
 };
 use crate::artifact::context::ROLES;
 use crate::artifact::estimate::{
-    ESTIMATE, ESTIMATE_TEXT, Figures, GraphEstimate, ModelEstimate, ShardEstimate,
+    ESTIMATE, ESTIMATE_TEXT, Figures, GraphEstimate, ModelEstimate, NOTES, ShardEstimate,
 };
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Result};
@@ -110,7 +110,7 @@ impl TypedStage for Estimate {
         let json = CanonJson::of(&estimate)?;
         let facts = estimate.without_names();
         let model = ModelEstimate::of(vec![facts.clone()])?;
-        let text = format!("{}\n\n{model}", model.heading());
+        let text = format!("{}\n\n{model}\n{NOTES}", model.heading());
         Ok(BTreeMap::from([
             (
                 PartName::new(ESTIMATE)?,

@@ -65,7 +65,8 @@ estimate: an estimate of Qualcomm's compiler for qcs9075 (v73), not a measuremen
     decode, 1 token                  6.000     3.000     6.000    3.0 kB       0 B       0 B      30 B        6
     prefill, 128 tokens             30.000    15.000    30.000    3.0 kB      50 B      50 B      30 B        6
     not included: the head, which runs on the CPU
-    Time of one call.";
+
+Time of one call.";
     assert!(report.contains(expected), "{report}");
     assert!(report.contains("1.6 times too good"), "{report}");
     assert!(report.contains("passed: 0 of 4 limits missed"), "{report}");
