@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::decoder::shards::layer_range;
 use crate::model::quant::ErrorSum;
 
 /// The stage's only part.
@@ -58,11 +59,7 @@ impl ShardScore {
 impl fmt::Display for Computed {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         for ShardScore { first, end, values } in &self.shards {
-            let layers = if end - first == 1 {
-                format!("layer {first}")
-            } else {
-                format!("layers {first} to {}", end - 1)
-            };
+            let layers = layer_range(*first, *end);
             for (
                 name,
                 ValueScore {

@@ -5,6 +5,7 @@ pub mod bands;
 pub mod bundle;
 pub mod context;
 pub mod device;
+pub mod estimate;
 pub mod evaluation;
 pub mod generation;
 pub mod layer_evaluation;

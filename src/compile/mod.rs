@@ -1,5 +1,7 @@
-//! What `dlc`, `context-bin` and `graph` share about compiling: lowering, the uses of weights that
-//! are to be proved, and the peak memory.
+//! What `dlc`, `context-bin`, `estimate` and `graph` share about compiling: lowering, the uses of
+//! weights that are to be proved, the peak memory, and the orders.
+
+mod shards;
 
 use std::collections::BTreeSet;
 
@@ -13,6 +15,8 @@ use crate::model::facts::GraphFacts;
 use crate::model::onnx;
 use crate::model::weight::WeightFacts;
 use crate::qnn::{DeviceGraph, DeviceUse, GraphInfo};
+
+pub use shards::CompiledShards;
 
 /// Lowers the ONNX graphs of `roles`. Their encodings must agree, because they share their caches.
 /// A device graph reads its weights when the backend asks for them.

@@ -55,6 +55,9 @@ pub(super) const HTP_GRAPH_VTCM_MB: u32 = 3;
 pub(super) const HTP_FINALIZE_OPTIMIZATION: u32 = 3;
 /// `Qnn_Precision_t`.
 pub(super) const PRECISION_FLOAT16: u32 = 1;
+/// `QnnProfile_Level_t`: figures of a graph, or also names of its operations.
+pub(super) const PROFILE_BASIC: u32 = 1;
+pub(super) const PROFILE_DETAILED: u32 = 2;
 /// `QnnIrGraph_ConfigOption_t`, and its flat-buffer format.
 pub(super) const IR_GRAPH_SERIALIZATION: u32 = 1;
 pub(super) const IR_FLAT_BUFFER: u32 = 1;
@@ -193,9 +196,26 @@ pub(super) struct GraphInfo {
     pub outputs: *const Tensor,
 }
 
-/// Bytes from one `QnnSystemContext_GraphInfo_t` to the next in an array: the size of its version
-/// 3.
-pub(super) const GRAPH_INFO_STRIDE: usize = 88;
+/// `QnnSystemContext_GraphInfo_t` in version 3, which has the size of an element of an array of any
+/// version.
+#[repr(C)]
+pub(super) struct GraphInfoV3 {
+    pub info: GraphInfo,
+    pub updateable_count: u32,
+    pub updateable: *const Tensor,
+    pub blob_size: u32,
+    pub blob: *const GraphBlob,
+    pub ops: [u32; 2],
+}
+
+/// The beginning of `QnnHtpSystemContext_GraphBlobInfo_t` in version 1.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct GraphBlob {
+    pub version: u32,
+    pub spill_fill_bytes: u64,
+    pub vtcm_bytes: u32,
+}
 
 /// `QnnSystemContext_BinaryInfo_t` in version 3.
 #[repr(C)]
@@ -218,6 +238,21 @@ pub(super) struct BinaryInfo {
     pub metadata: *const c_void,
     pub soc_model: u32,
 }
+
+/// `QnnProfile_EventId_t`.
+pub(super) type EventId = u64;
+
+/// `QnnProfile_EventData_t`.
+#[repr(C)]
+pub(super) struct EventData {
+    pub kind: u32,
+    pub unit: u32,
+    pub value: u64,
+    pub name: *const c_char,
+}
+
+/// Returns a list of events that belong to the profile.
+pub(super) type ProfileEvents<T> = unsafe extern "C" fn(T, *mut *const EventId, *mut u32) -> Error;
 
 /// `QnnLog_Callback_t`: format, level, time stamp and a `va_list`, which x86-64 passes as a
 /// pointer.
@@ -273,7 +308,14 @@ pub(super) struct Table {
     pub log_create: Option<unsafe extern "C" fn(Option<LogCallback>, u32, *mut Handle) -> Error>,
     _26: Slot,
     pub log_free: Option<unsafe extern "C" fn(Handle) -> Error>,
-    _28: [Slot; 12],
+    pub profile_create: Option<unsafe extern "C" fn(Handle, u32, *mut Handle) -> Error>,
+    _29: Slot,
+    pub profile_events: Option<ProfileEvents<Handle>>,
+    pub profile_sub_events: Option<ProfileEvents<EventId>>,
+    pub profile_event_data: Option<unsafe extern "C" fn(EventId, *mut EventData) -> Error>,
+    _33: Slot,
+    pub profile_free: Option<unsafe extern "C" fn(Handle) -> Error>,
+    _35: [Slot; 5],
     pub device_create:
         Option<unsafe extern "C" fn(Handle, *const *const Config, *mut Handle) -> Error>,
     _41: [Slot; 2],
@@ -366,12 +408,15 @@ layout! {
     IrGraphConfig = 24 { serialization @ 8, output_path @ 16 }
     DlcGraphConfig = 32 { graph_name @ 8, configs @ 16, config_count @ 24 }
     GraphInfo = 48 { name @ 8, input_count @ 16, inputs @ 24, output_count @ 32, outputs @ 40 }
+    GraphInfoV3 = 88 { updateable_count @ 48, updateable @ 56, blob_size @ 64, blob @ 72, ops @ 80 }
+    GraphBlob = 24 { spill_fill_bytes @ 8, vtcm_bytes @ 16 }
     BinaryInfo = 144 { backend_id @ 8, build_id @ 16, core_api @ 24, backend_api @ 36, soc_version @ 48,
         blob_version @ 56, blob_size @ 72, context_tensor_count @ 80, context_tensors @ 88, graph_count @ 96,
         graphs @ 104, platform @ 112, metadata_size @ 120, metadata @ 128, soc_model @ 136 }
+    EventData = 24 { unit @ 4, value @ 8, name @ 16 }
     Interface = 640 { provider @ 8, core_api @ 16, backend_api @ 28, table @ 40 }
     Table = 600 { validate_op @ 56, context_from_binary @ 104, graph_execute @ 168, graph_tensor @ 192,
-        device_create @ 320, error_message @ 384, context_add_to_dlc @ 568 }
+        profile_create @ 224, profile_events @ 240, profile_event_data @ 256, profile_free @ 272, device_create @ 320, error_message @ 384, context_add_to_dlc @ 568 }
     SystemInterface = 280 { provider @ 8, system_api @ 16, table @ 32 }
     SystemTable = 248 { dlc_open @ 64, dlc_compose @ 80, dlc_binary_size @ 192, dlc_context_info @ 240 }
 }

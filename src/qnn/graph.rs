@@ -13,9 +13,10 @@ use super::ir::{
     DataType, DeviceGraph, Encoding, Node, Param, StaticData, Tensor, TensorId, TensorKind,
 };
 use super::library::{c_string, check, non_null, slot};
+use super::profile::{Estimate, Profile};
 use super::quantize::{Quantize, QuantizeData};
 use super::tensors::{GraphInfo, TensorInfo, type_name};
-use super::{ffi, log};
+use super::{Soc, ffi, log};
 use crate::base::{Code, Context as _, Problem, Result};
 
 /// The package of every operation.
@@ -28,6 +29,15 @@ pub struct HtpGraph {
     pub optimization: u32,
     /// Tightly coupled memory, in MiB; 0 means all memory of the chip.
     pub vtcm_mb: u32,
+}
+
+impl Default for HtpGraph {
+    fn default() -> Self {
+        HtpGraph {
+            optimization: 3,
+            vtcm_mb: 0,
+        }
+    }
 }
 
 /// Options of a backend for a graph.
@@ -106,6 +116,29 @@ impl Context {
     /// Creates, fills and finalizes `graph`, and returns its signature. It can then be executed.
     /// With the HTP, the backend validates every operation first.
     pub fn build(&self, graph: &DeviceGraph, options: &GraphOptions) -> Result<GraphInfo> {
+        self.build_profiled(graph, options, None)
+    }
+
+    /// Builds `graph` and returns the compiler's estimate of it on `soc`, the chip of the context.
+    /// With `names`, it has the names of the operations without a cost.
+    pub fn estimate(
+        &self,
+        graph: &DeviceGraph,
+        options: HtpGraph,
+        soc: Soc,
+        names: bool,
+    ) -> Result<Estimate> {
+        let profile = Profile::new(&self.backend, names)?;
+        self.build_profiled(graph, &GraphOptions::Htp(options), Some(&profile))?;
+        profile.estimate(soc)
+    }
+
+    fn build_profiled(
+        &self,
+        graph: &DeviceGraph,
+        options: &GraphOptions,
+        profile: Option<&Profile>,
+    ) -> Result<GraphInfo> {
         let create = slot(self.backend.interface.table.graph_create, "graphCreate")?;
         let name = c_string(&graph.name)?;
         let raw = options.raw();
@@ -134,7 +167,7 @@ impl Context {
         };
         builder.tensors.resize_with(graph.tensors.len(), || None);
         let info = builder.build()?;
-        self.finalize(handle, &graph.name)?;
+        self.finalize(handle, &graph.name, profile)?;
         Ok(info)
     }
 
@@ -151,11 +184,20 @@ impl Context {
         non_null(handle, "graph")
     }
 
-    /// Compiles (HTP) or writes (IR) `graph`.
-    pub(super) fn finalize(&self, graph: ffi::Handle, name: &str) -> Result<()> {
+    /// Compiles (HTP) or writes (IR) `graph`. `profile` is one of the same backend.
+    pub(super) fn finalize(
+        &self,
+        graph: ffi::Handle,
+        name: &str,
+        profile: Option<&Profile>,
+    ) -> Result<()> {
         let finalize = slot(self.backend.interface.table.graph_finalize, "graphFinalize")?;
-        // SAFETY: the graph is one of this context; no profile, no signal.
-        check(unsafe { finalize(graph, null_mut(), null_mut()) }, || {
+        let profile = match profile {
+            Some(profile) => profile.handle,
+            None => null_mut(),
+        };
+        // SAFETY: the graph is one of this context, the profile is null or alive; no signal.
+        check(unsafe { finalize(graph, profile, null_mut()) }, || {
             format!("finalize graph `{name}`")
         })
     }
@@ -253,6 +295,7 @@ impl GraphBuilder<'_> {
             name: self.graph.name.clone(),
             inputs: vec![],
             outputs: vec![],
+            memory: None,
         };
         for (index, tensor) in self.graph.tensors.iter().enumerate() {
             let kind = match tensor.kind {

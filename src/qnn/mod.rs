@@ -10,6 +10,7 @@ mod graph;
 mod ir;
 mod library;
 mod log;
+mod profile;
 mod proof;
 mod quantize;
 mod simulator;
@@ -24,8 +25,9 @@ pub use graph::{GraphOptions, HtpGraph};
 pub use ir::{
     DataType, DeviceGraph, Encoding, Node, Param, Source, StaticData, Tensor, TensorId, TensorKind,
 };
+pub use profile::{Bounded, Estimate};
 pub use proof::{DeviceEncoding, DeviceUse, LinearIo, Proof, prove, relative_rms_error};
 pub use simulator::Simulator;
 pub use soc::Soc;
 pub use system::{BinaryInfo, Dlc, System};
-pub use tensors::{GraphInfo, TensorInfo};
+pub use tensors::{GraphInfo, GraphMemory, TensorInfo};

@@ -1,4 +1,4 @@
-//! The chips that kiln builds for.
+//! The chips that kiln builds for, and those whose speed the compiler estimates.
 
 use crate::base::{Code, Problem, Result};
 
@@ -13,7 +13,7 @@ pub struct Soc {
     pub arch: u32,
 }
 
-/// The supported chips. libQnnHtp 2.51 accepts each pair of model and architecture. sm8350 (v68) is
+/// The chips to build for. libQnnHtp 2.51 accepts each pair of model and architecture. sm8350 (v68) is
 /// not supported: its HTP rejects block-quantized weights.
 const SOCS: [Soc; 5] = [
     Soc {
@@ -43,12 +43,42 @@ const SOCS: [Soc; 5] = [
     },
 ];
 
+/// The chips for which libQnnHtp 2.51 estimates time and traffic, and which take f16: no phone and
+/// no laptop. kiln builds for none of them. No public table names the last one.
+const ESTIMATED: [Soc; 3] = [
+    Soc {
+        name: "qcs9075",
+        model: 77,
+        arch: 73,
+    },
+    Soc {
+        name: "sa8797p",
+        model: 72,
+        arch: 81,
+    },
+    Soc {
+        name: "soc-114",
+        model: 114,
+        arch: 85,
+    },
+];
+
 impl Soc {
-    /// The chip called `name`.
+    /// The chip called `name`, to build for.
     pub fn named(name: &str) -> Result<Soc> {
-        let mut help = format!("known are {}", Soc::names().join(", "));
+        Soc::find(name, &SOCS)
+    }
+
+    /// The chip called `name`, to estimate for.
+    pub fn estimated(name: &str) -> Result<Soc> {
+        Soc::find(name, &ESTIMATED)
+    }
+
+    fn find(name: &str, socs: &[Soc]) -> Result<Soc> {
+        let names: Vec<&str> = socs.iter().map(|soc| soc.name).collect();
+        let mut help = format!("known are {}", names.join(", "));
         let mut suggestion = None;
-        for soc in SOCS {
+        for &soc in socs {
             if soc.name == name {
                 return Ok(soc);
             }
@@ -64,9 +94,14 @@ impl Soc {
         Err(Problem::new(Code::PlanSoc, format!("unknown SoC `{name}`")).help(help))
     }
 
-    /// The names of the chips.
+    /// The names of the chips to build for.
     pub fn names() -> [&'static str; SOCS.len()] {
         SOCS.map(|soc| soc.name)
+    }
+
+    /// The names of the chips to estimate for.
+    pub fn estimated_names() -> [&'static str; ESTIMATED.len()] {
+        ESTIMATED.map(|soc| soc.name)
     }
 
     /// The chip that a context binary was built for.
@@ -88,5 +123,14 @@ mod tests {
             let help = Soc::named(other).unwrap_err().help.unwrap();
             assert!(!help.contains("did you mean"), "{other}");
         }
+    }
+    #[test]
+    fn an_estimated_chip_is_no_target() {
+        for name in Soc::estimated_names() {
+            assert_eq!(Soc::estimated(name).unwrap().name, name);
+            assert_eq!(Soc::named(name).unwrap_err().code, Code::PlanSoc);
+        }
+        let help = Soc::estimated("sm8650").unwrap_err().help.unwrap();
+        assert_eq!(help, "known are qcs9075, sa8797p, soc-114");
     }
 }

@@ -304,7 +304,7 @@ impl Dlc<'_> {
         check(code, || {
             format!("compose graph `{name}` of a DLC on the HTP")
         })?;
-        context.finalize(context.retrieve(name)?, name)
+        context.finalize(context.retrieve(name)?, name, None)
     }
 }
 

@@ -42,6 +42,18 @@ pub struct GraphInfo {
     pub inputs: Vec<TensorInfo>,
     /// Sorted by name.
     pub outputs: Vec<TensorInfo>,
+    /// What it takes of the chip's memory; only of graphs in a context binary.
+    #[serde(skip)]
+    pub memory: Option<GraphMemory>,
+}
+
+/// The memory that a compiled graph uses while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct GraphMemory {
+    /// Tightly coupled memory of the HTP.
+    pub vtcm_bytes: u32,
+    /// Buffer in DDR for intermediate values that do not fit there.
+    pub spill_fill_bytes: u64,
 }
 
 impl TensorInfo {
@@ -116,6 +128,7 @@ impl GraphInfo {
                 name: owned(graph.name),
                 inputs: read_tensors(graph.inputs, graph.input_count)?,
                 outputs: read_tensors(graph.outputs, graph.output_count)?,
+                memory: None,
             })
         }
     }
@@ -128,16 +141,35 @@ impl GraphInfo {
         }
         let mut all = vec![];
         for index in 0..count as usize {
-            // SAFETY: the array's stride is that of its largest version.
-            let graph = unsafe { &*graphs.byte_add(index * ffi::GRAPH_INFO_STRIDE) };
-            if !(1..=3).contains(&graph.version) {
-                return Err(invalid(format!("a graph of version {}", graph.version)));
+            // SAFETY: the elements of the array have the size of their largest version.
+            let element = unsafe { &*graphs.cast::<ffi::GraphInfoV3>().add(index) };
+            let version = element.info.version;
+            if !(1..=3).contains(&version) {
+                return Err(invalid(format!("a graph of version {version}")));
             }
             // SAFETY: what the caller promises.
-            all.push(unsafe { GraphInfo::read(graph) }?);
+            let mut graph = unsafe { GraphInfo::read(&element.info) }?;
+            if version == 3
+                && element.blob_size as usize >= size_of::<ffi::GraphBlob>()
+                && !element.blob.is_null()
+            {
+                // SAFETY: `blob_size` bytes of the library, at any address.
+                graph.memory = GraphMemory::of(unsafe { element.blob.read_unaligned() });
+            }
+            all.push(graph);
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)
+    }
+}
+
+impl GraphMemory {
+    /// `None` if the layout is of another version.
+    fn of(blob: ffi::GraphBlob) -> Option<Self> {
+        (blob.version == ffi::V1).then_some(GraphMemory {
+            vtcm_bytes: blob.vtcm_bytes,
+            spill_fill_bytes: blob.spill_fill_bytes,
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use super::limits::{
 };
 use super::{Candidate, Found, Storage};
 use crate::artifact::device::{Figure, Figures};
+use crate::artifact::estimate::ModelEstimate;
 use crate::artifact::generation::Generation;
 use crate::artifact::layer_evaluation::Computed;
 
@@ -75,6 +76,10 @@ pub(super) fn all(found: &Found) -> Vec<Check> {
     for (of, layers) in &found.layers {
         let mut checks = Checks { of, all: &mut all };
         check_layers(&mut checks, &layers.found, &layers.limits);
+    }
+    for (of, estimate) in &found.estimates {
+        let mut checks = Checks { of, all: &mut all };
+        check_estimate(&mut checks, &estimate.found, &estimate.limits);
     }
     for (of, device) in &found.devices {
         let mut checks = Checks { of, all: &mut all };
@@ -180,6 +185,20 @@ fn check_layers(checks: &mut Checks, layers: &Computed, limits: &Limits) {
     }
     let worst = worst.clamp(-999.0, 999.0);
     checks.at_least("SQNR of the worst value in dB", worst, limits.sqnr_db);
+}
+
+fn check_estimate(checks: &mut Checks, estimate: &ModelEstimate, limits: &Limits) {
+    for (role, sum) in &estimate.sums {
+        let limit_ms = match role.as_str() {
+            "decode" => limits.decode_ms,
+            _ => limits.prefill_ms,
+        };
+        checks.at_most(&format!("estimated ms of {role}"), sum.time_ms(), limit_ms);
+        if let Some(limit) = limits.spill_bytes {
+            let what = format!("estimated spill of {role} in bytes");
+            checks.at_most(&what, sum.spill_bytes as f64, Some(limit as f64));
+        }
+    }
 }
 
 /// One figure of a device, and its limit.

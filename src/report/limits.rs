@@ -98,10 +98,22 @@ pub struct Limits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0), extend("default" = POWER_W))]
     pub power_w: Option<f64>,
+    /// Of an estimate: milliseconds of a decode call, which makes one token, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub decode_ms: Option<f64>,
+    /// Of an estimate: milliseconds of a prefill call, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0))]
+    pub prefill_ms: Option<f64>,
+    /// Of an estimate: bytes of intermediate values that a call writes to DDR, at most. It holds for
+    /// each of the estimated graphs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spill_bytes: Option<u64>,
 }
 
 /// The artifacts that can be reported on, with the limits that each has.
-pub const KINDS: [(ArtifactKind, &[&str]); 8] = [
+pub const KINDS: [(ArtifactKind, &[&str]); 9] = [
     (
         "evaluation",
         &[
@@ -132,6 +144,7 @@ pub const KINDS: [(ArtifactKind, &[&str]); 8] = [
             "power_w",
         ],
     ),
+    ("estimate", &["decode_ms", "prefill_ms", "spill_bytes"]),
 ];
 
 impl Limits {
@@ -181,6 +194,7 @@ mod tests {
             ("dlc", "or a dlc"),
             ("bundle", "of a bundle"),
             ("device-figures", "of device figures"),
+            ("estimate", "of an estimate"),
         ];
         let schema = serde_json::to_value(schemars::schema_for!(Limits)).unwrap();
         for (kind, limits) in KINDS {

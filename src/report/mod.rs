@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::device::DeviceFigures;
+use crate::artifact::estimate::ModelEstimate;
 use crate::artifact::evaluation::{GreedyScore, Masks, Ranges, measured};
 use crate::artifact::generation::Generation;
 use crate::artifact::layer_evaluation::Computed;
@@ -101,6 +102,9 @@ pub struct Found {
     /// Bundles on devices.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub devices: BTreeMap<String, Limited<DeviceFigures>>,
+    /// Graphs by the compiler's estimate.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub estimates: BTreeMap<String, Limited<ModelEstimate>>,
 }
 
 /// All figures, every check of a limit, and the verdict.

@@ -5,6 +5,7 @@ use std::fmt;
 use super::checks::{Check, rows};
 use super::{Candidate, Limited, Mask, Report};
 use crate::artifact::device::{DeviceFigures, NOT_MEASURED};
+use crate::artifact::estimate::NOTES;
 use crate::artifact::generation::Generation;
 use crate::base::bytes;
 
@@ -32,6 +33,13 @@ impl fmt::Display for Report {
         }
         for (name, device) in &found.devices {
             write_device(f, name, device)?;
+        }
+        for (name, estimate) in &found.estimates {
+            let (heading, text) = (estimate.found.heading(), estimate.found.to_string());
+            write!(f, "\n{name}: {heading}\n{}", indented(&text))?;
+        }
+        if !found.estimates.is_empty() {
+            write!(f, "\n{NOTES}")?;
         }
         if !found.sizes.is_empty() {
             writeln!(f)?;

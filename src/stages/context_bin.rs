@@ -10,21 +10,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
-    Smaller, StageSpec, TypedStage,
+    InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::context::{
-    BINARY, CONTAINER, ROLES, add_shared_parts, on_cpu, pass_shared_parts, shards,
+    BINARY, CONTAINER, ROLES, add_shared_parts, on_cpu, pass_shared_parts,
 };
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Code, Problem, Result};
-use crate::compile::{
-    Compilations, Elements, check_signatures, compile_bytes, device_uses, lower_graphs,
-    process_demand,
-};
-use crate::model::decoder::DecoderSpec;
-use crate::model::decoder::shards::{Place, Shard};
-use crate::model::decoder::tensors::{by_name, role_of_blob};
+use crate::compile::{CompiledShards, check_signatures, device_uses, lower_graphs, process_demand};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::qnn::{
     Backend, Context, DeviceUse, GraphInfo, GraphOptions, HtpGraph, Soc, System, prove,
@@ -73,7 +67,7 @@ fn default_weight_sharing() -> bool {
 }
 
 fn default_optimization() -> u32 {
-    3
+    HtpGraph::default().optimization
 }
 
 /// No chip has as much.
@@ -82,48 +76,8 @@ const MAX_VTCM_MB: u32 = 64;
 /// Peak memory of one matmul with libQnnHtp loaded (115 to 150 MB measured).
 const PROOF_BYTES: u64 = 256 << 20;
 
-/// The elements of the weights in DLCs. Each file holds all weights in fp16 and little else.
-fn dlc_elements(dlc: &Manifest) -> Elements {
-    let mut values = 0;
-    for (name, part) in &dlc.parts {
-        if name.as_str().ends_with(".dlc") {
-            values = values.max(part.content.digest.size_bytes / 2);
-        }
-    }
-    Elements { codes: 0, values }
-}
-
-/// `count` of `shards` at equal distances, with the first and the last.
-fn sampled(shards: &[Shard], count: usize) -> Vec<Shard> {
-    let count = count.min(shards.len());
-    let (last, steps) = (shards.len() - 1, count.saturating_sub(1).max(1));
-    let mut sample = vec![];
-    for step in 0..count {
-        sample.push(shards[last * step / steps]);
-    }
-    sample
-}
-
-/// The peak memory with 2, 4, 8 ... times as many shards as `count`, up to one layer per shard.
-fn more_shards(
-    compilations: &Compilations,
-    count: u32,
-    model: &DecoderSpec,
-) -> Result<Vec<Smaller>> {
-    let (mut count, mut smaller) = (count.max(1), vec![]);
-    while count < model.block_count() {
-        count = count.saturating_mul(2).min(model.block_count());
-        let advice = format!("give the `graph` stage `shards = {count}`");
-        smaller.push(Smaller {
-            memory_bytes: compilations.largest(count)?,
-            advice,
-        });
-    }
-    Ok(smaller)
-}
-
 /// The work of one order.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(tag = "work", rename_all = "kebab-case")]
 pub enum Work {
     /// Run a matmul with a known matrix that is encoded like one of the graphs'.
@@ -222,29 +176,9 @@ impl TypedStage for ContextBin {
             Some(graph) => (graph, "onnx"),
             None => (inputs.one("dlc")?, "dlc"),
         };
-        let model: DecoderSpec = source.part("model.json")?.facts.read()?;
-        let all_shards = shards(source)?;
-        let is_cut = !all_shards.is_empty();
-        let place = Place::of(&all_shards);
-        let tensors = by_name(&model);
-        let compiled_shards = if is_cut {
-            let count = match sample {
-                Some(count) => count as usize,
-                None => all_shards.len(),
-            };
-            sampled(&all_shards, count)
-        } else {
-            vec![Shard::whole(&model)]
-        };
-        let mut compiled_graphs: Vec<GraphFacts> = vec![];
-        for shard in &compiled_shards {
-            for role in &graphs {
-                let part = source.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
-                compiled_graphs.push(part.facts.read()?);
-            }
-        }
+        let shards = CompiledShards::new(source, extension, &graphs, sample)?;
         let mut orders = vec![];
-        for case in device_uses(&compiled_graphs)? {
+        for case in device_uses(&shards.graphs()?)? {
             let soc = soc.clone();
             let order = Order::new(format!("proof/{case}"), Work::Prove { soc, case })
                 .tools(tools.clone())
@@ -252,51 +186,23 @@ impl TypedStage for ContextBin {
             orders.push(order);
         }
 
-        let compile = Compile {
+        let compile = Work::Compile(Compile {
             soc,
-            graphs,
+            graphs: graphs.clone(),
             weight_sharing,
             container,
             optimization,
             vtcm_mb,
-        };
-        let graph_count = compile.graphs.len();
-        let compilations = Compilations::new(&model, source.under("weights"), graph_count, place);
-        let from_onnx = extension == "onnx";
-        let smaller = if from_onnx {
-            more_shards(&compilations, all_shards.len() as u32, &model)?
-        } else {
-            vec![]
-        };
-        for shard in compiled_shards {
-            let memory_bytes = if from_onnx {
-                compilations.bytes(&shard)
-            } else {
-                compile_bytes(dlc_elements(source), graph_count as u64)
-            };
-            let mut order = Order::new(shard.folder(), Work::Compile(compile.clone()))
-                .tools(tools.clone())
-                .demand(process_demand(memory_bytes))
-                .smaller(smaller.clone());
-            for role in &compile.graphs {
-                let part = source.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
-                order = order.input(format!("{role}.{extension}"), part);
-            }
-            for (name, part) in source.under("weights") {
-                if let Some(role) = role_of_blob(&tensors, name)
-                    && shard.reads(role, &model)
-                {
-                    order = order.input(format!("weights/{name}"), part);
-                }
-            }
-            if !is_cut {
+        });
+        for mut order in shards.orders(&compile, &tools)? {
+            if !shards.is_cut() {
                 order = add_shared_parts(order, source)?;
             }
             orders.push(order);
         }
-        if is_cut {
+        if shards.is_cut() {
             let mut order = add_shared_parts(Order::new("", Work::Describe), source)?;
-            for (name, part) in on_cpu(source, &compile.graphs, place, &model)? {
+            for (name, part) in on_cpu(source, &graphs, shards.place(), &shards.model)? {
                 order = order.input(name, part);
             }
             orders.push(order);

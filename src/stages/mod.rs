@@ -5,6 +5,7 @@ pub mod command;
 pub mod context_bin;
 pub mod dequant;
 pub mod dlc;
+pub mod estimate;
 pub mod evaluate;
 pub mod evaluate_layers;
 pub mod export_gguf;
@@ -37,6 +38,7 @@ pub fn all() -> Registry {
         Box::new(Erased::new(calibrate::Calibrate)),
         Box::new(Erased::new(evaluate::Evaluate)),
         Box::new(Erased::new(evaluate_layers::EvaluateLayers)),
+        Box::new(Erased::new(estimate::Estimate)),
         Box::new(Erased::new(sensitivity::Sensitivity)),
         Box::new(Erased::new(mixed_precision::MixedPrecision)),
         Box::new(Erased::new(package::Package)),

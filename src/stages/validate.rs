@@ -15,6 +15,7 @@ use crate::action::{
 };
 use crate::artifact::bundle::CONFIG;
 use crate::artifact::device::FIGURES;
+use crate::artifact::estimate::ModelEstimate;
 use crate::artifact::evaluation::{GreedyScore, MASK, Masks, Ranges, WindowScore};
 use crate::artifact::generation::GENERATION;
 use crate::artifact::layer_evaluation::LAYERS;
@@ -39,8 +40,8 @@ fn yes() -> bool {
     true
 }
 
-/// The stages that are reported on. Sizes and quantization reports come from manifests, without
-/// opening a file.
+/// The stages that are reported on. Sizes, quantization reports and estimates come from manifests,
+/// without opening a file.
 #[derive(Serialize, Deserialize)]
 pub struct ReportOrder {
     strict: bool,
@@ -63,6 +64,7 @@ enum Subject {
     LayerEvaluation,
     Generation,
     DeviceFigures,
+    Estimate { estimate: ModelEstimate },
     Weights { report: QuantReport },
     Size { bytes: u64 },
 }
@@ -124,6 +126,9 @@ impl TypedStage for Validate {
                 }
             }
             let limits = limits.remove(name).unwrap_or_default();
+            if let Subject::Estimate { estimate } = &subject {
+                check_sums(name, estimate, &limits)?;
+            }
             let stage = ReportedStage { subject, limits };
             order.params.stages.insert(name.clone(), stage);
         }
@@ -175,6 +180,9 @@ impl Subject {
             "layer-evaluation" => Subject::LayerEvaluation,
             "generation" => Subject::Generation,
             "device-figures" => Subject::DeviceFigures,
+            "estimate" => Subject::Estimate {
+                estimate: ModelEstimate::read(manifest)?,
+            },
             "weights" => {
                 let parts = manifest.parts.iter();
                 let parts =
@@ -190,7 +198,10 @@ impl Subject {
 
     /// Whether the report reads the stage's parts.
     fn reads_parts(&self) -> bool {
-        !matches!(self, Subject::Weights { .. } | Subject::Size { .. })
+        !matches!(
+            self,
+            Subject::Estimate { .. } | Subject::Weights { .. } | Subject::Size { .. }
+        )
     }
 }
 
@@ -227,6 +238,13 @@ impl ReportedStage {
                 };
                 found.devices.insert(name, limited);
             }
+            Subject::Estimate { estimate } => {
+                let limited = Limited {
+                    found: estimate,
+                    limits,
+                };
+                found.estimates.insert(name, limited);
+            }
             Subject::Weights { report } => {
                 let limited = Limited {
                     found: Storage {
@@ -246,6 +264,37 @@ impl ReportedStage {
         }
         Ok(())
     }
+}
+
+/// Refuses limits for figures that an estimate lacks, because a graph or some shards are missing.
+fn check_sums(name: &str, estimate: &ModelEstimate, limits: &Limits) -> Result<()> {
+    let sums = &estimate.sums;
+    for (limit, is_given, is_found) in [
+        (
+            "decode_ms",
+            limits.decode_ms.is_some(),
+            sums.contains_key("decode"),
+        ),
+        (
+            "prefill_ms",
+            limits.prefill_ms.is_some(),
+            sums.contains_key("prefill"),
+        ),
+        (
+            "spill_bytes",
+            limits.spill_bytes.is_some(),
+            !sums.is_empty(),
+        ),
+    ] {
+        if is_given && !is_found {
+            let what = format!("`{name}` has no sum for the limit `{limit}`");
+            return Err(Problem::new(Code::ValidateEstimate, what).help(
+                "let the `estimate` stage take all shards (no `sample`) and this graph, or remove \
+                 the limit",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The bytes that a device needs: all files of a bundle, the binaries of another artifact.

@@ -155,6 +155,7 @@ fn keys_and_outputs_with_libraries_change_only_with_the_stage_version() {
     let params = json!({"soc": "sm8650", "container": true});
     let context = recorder.run("context-bin", params, &[("graph", &native)]);
     recorder.run("dlc", json!({}), &[("context", &context)]);
+    recorder.run("estimate", json!({}), &[("graph", &native)]);
     let [_, f16] = recorder.graph(&model, "f16");
     let dlc = recorder.run("dlc", json!({}), &[("graph", &f16)]);
     recorder.run("context-bin", json!({"soc": "sm8750"}), &[("dlc", &dlc)]);

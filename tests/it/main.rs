@@ -23,6 +23,7 @@ mod concurrent_builds;
 mod damage;
 mod engine;
 mod engine_drive;
+mod estimate;
 mod evaluate;
 mod evaluate_layers;
 mod events_doc;

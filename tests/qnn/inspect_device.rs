@@ -104,7 +104,7 @@ fn graphs_and_tensors_are_listed() {
     .unwrap();
     let libraries = libraries.to_str().unwrap();
 
-    let tensors = "\ngraph sum\n  in  x  f16 [1, 8]\n  out y  f16 [1, 8]\n";
+    let tensors = "\n  in  x  f16 [1, 8]\n  out y  f16 [1, 8]\n";
     for (file, begins, chip) in [
         ("model.bin", "context binary, ", true),
         ("model.dlc", "DLC, ", true),
@@ -117,11 +117,12 @@ fn graphs_and_tensors_are_listed() {
             "{output_text}{}",
             text(&output.stderr)
         );
-        assert_eq!(
-            output_text.contains("compiled for sm8550 (v73) by QNN v2.51.0"),
-            chip,
-            "{output_text}"
-        );
+        for line in [
+            "compiled for sm8550 (v73) by QNN v2.51.0",
+            "graph sum\n  VTCM 8 MiB, buffer for spill and fill 0 B\n  in ",
+        ] {
+            assert_eq!(output_text.contains(line), chip, "{output_text}");
+        }
     }
     // The libraries are also found in a cache.
     let cache = crate::support::tools::cache();
@@ -140,6 +141,10 @@ fn graphs_and_tensors_are_listed() {
     assert_eq!(
         json["binaries"][0]["graphs"][0]["inputs"][0]["shape"],
         serde_json::json!([1, 8])
+    );
+    assert_eq!(
+        json["memory"]["sum"],
+        serde_json::json!({"vtcm_bytes": 8 << 20, "spill_fill_bytes": 0})
     );
 
     std::fs::write(

@@ -272,6 +272,26 @@ fn a_context_binary_can_be_reloaded_and_run() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
+fn only_some_chips_have_an_estimate() {
+    let folder = libraries();
+    let estimate = |soc: Soc| {
+        let context = Context::new(&Backend::htp(&folder, soc).unwrap(), false).unwrap();
+        context.estimate(&linear("one", 1, 512, 1024), HtpGraph::default(), soc, true)
+    };
+    for name in Soc::estimated_names() {
+        let found = estimate(Soc::estimated(name).unwrap()).unwrap();
+        println!("{name} {found:?}");
+        // The weights are half a million numbers in f16.
+        assert!((1 << 20..1 << 21).contains(&found.read_bytes), "{found:?}");
+    }
+    for name in Soc::names() {
+        let problem = estimate(Soc::named(name).unwrap()).unwrap_err();
+        assert_eq!(problem.code, Code::QnnNoEstimate, "{problem}");
+    }
+}
+
+#[test]
+#[ignore = "needs the QNN libraries"]
 fn a_rejected_operation_is_described() {
     let folder = libraries();
     let context = Context::new(

@@ -2,9 +2,11 @@
 //!
 //! The library runs in this process, which is a child process for this purpose: see `run_in_child`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::slice;
 
 use serde::Serialize;
 use serde_json::json;
@@ -12,7 +14,7 @@ use serde_json::json;
 use crate::action::Inputs;
 use crate::base::{Code, Context, Problem, Result, bytes};
 use crate::engine::is_proved;
-use crate::qnn::{BinaryInfo, GraphInfo, Soc, System};
+use crate::qnn::{BinaryInfo, GraphInfo, GraphMemory, Soc, System};
 use crate::stages;
 use crate::store::{ActionCache, BlobStore, Disk, LocalStore};
 
@@ -47,6 +49,9 @@ struct Description {
     graphs: Vec<GraphInfo>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     binaries: Vec<BinaryInfo>,
+    /// What each compiled graph takes of the chip's memory.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    memory: BTreeMap<String, GraphMemory>,
 }
 
 pub(super) fn describe_binary(path: &Path, libraries: &Libraries, json: bool) -> Result<String> {
@@ -57,6 +62,7 @@ pub(super) fn describe_binary(path: &Path, libraries: &Libraries, json: bool) ->
         format: "context-binary",
         size_bytes: binary.len() as u64,
         graphs: vec![],
+        memory: memory(slice::from_ref(&info)),
         binaries: vec![info],
     };
     description.render(json)
@@ -75,13 +81,28 @@ pub(super) fn describe_dlc(
         .len();
     let system = System::open(folder.path())?;
     let dlc = system.open_dlc(path)?;
+    let binaries = dlc.binaries()?;
     let description = Description {
         format: "dlc",
         size_bytes,
         graphs: dlc.graphs()?,
-        binaries: dlc.binaries()?,
+        memory: memory(&binaries),
+        binaries,
     };
     description.render(json)
+}
+
+/// The memory of the graphs in `binaries`, by name.
+fn memory(binaries: &[BinaryInfo]) -> BTreeMap<String, GraphMemory> {
+    let mut memory = BTreeMap::new();
+    for binary in binaries {
+        for graph in &binary.graphs {
+            if let Some(found) = graph.memory {
+                memory.insert(graph.name.clone(), found);
+            }
+        }
+    }
+    memory
 }
 
 impl Description {
@@ -122,6 +143,18 @@ impl Description {
 /// Adds the name of a graph, and a line for each input and output.
 fn write_graph(text: &mut String, graph: &GraphInfo) {
     let _ = writeln!(text, "\ngraph {}", graph.name);
+    if let Some(GraphMemory {
+        vtcm_bytes,
+        spill_fill_bytes,
+    }) = graph.memory
+    {
+        let _ = writeln!(
+            text,
+            "  VTCM {} MiB, buffer for spill and fill {}",
+            vtcm_bytes >> 20,
+            bytes(spill_fill_bytes)
+        );
+    }
     let roles = [("in", &graph.inputs), ("out", &graph.outputs)];
     let mut width = 0;
     for (_, tensors) in roles {

@@ -261,6 +261,11 @@ impl Shard {
         self.part == self.of
     }
 
+    /// Its layers, for people: `layers 0 to 3`.
+    pub fn layers(&self) -> String {
+        layer_range(self.first, self.end)
+    }
+
     /// Whether it includes the embedding.
     pub fn has_embedding(&self) -> bool {
         self.part == 1 && self.place.embedding == Processor::Npu
@@ -300,6 +305,15 @@ impl Shard {
         } else {
             format!("{role}-{}", self.folder())
         }
+    }
+}
+
+/// The layers from `first` to the one before `end`, for people.
+pub fn layer_range(first: u32, end: u32) -> String {
+    if end - first == 1 {
+        format!("layer {first}")
+    } else {
+        format!("layers {first} to {}", end - 1)
     }
 }
 

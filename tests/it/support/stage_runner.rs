@@ -246,15 +246,17 @@ impl StageRunner {
 
     /// Expands `context-bin` for a graph, with fake libraries.
     pub fn context_orders(&self, graph: &Manifest, params: &Value) -> Vec<WorkOrder> {
+        self.orders("context-bin", graph, params)
+    }
+
+    /// Expands a stage that compiles a graph, with fake libraries.
+    pub fn orders(&self, kind: &str, graph: &Manifest, params: &Value) -> Vec<WorkOrder> {
         let inputs = Inputs {
             tools: [("qnn".to_string(), self.fake_qnn())].into(),
             ..inputs(&[("graph", graph)])
         };
-        self.stages
-            .get("context-bin")
-            .unwrap()
-            .expand(params, &inputs)
-            .unwrap()
+        let stage = self.stages.get(kind).unwrap();
+        stage.expand(params, &inputs).unwrap()
     }
 
     /// Changes the bytes of a part.
