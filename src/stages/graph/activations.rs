@@ -263,18 +263,24 @@ impl<'a> Chooser<'a> {
         }
     }
 
-    /// The classes that `node` computes on: all of its values if all have codes and the device can
-    /// compute on them, otherwise none.
+    /// The classes that are worth their codes because `node` computes on codes: those that it
+    /// reads, and what a linear layer computes. The output of another operator is worth them only
+    /// if some node computes on it.
     fn classes_used_by(&self, node: &'a NodeProto) -> Vec<usize> {
         if Classes::moves(node) || !self.can_compute_on_codes(node) {
             return vec![];
         }
-        let mut used = self.classes.of_all(&node.input);
-        used.extend(self.classes.of_all(&node.output));
-        if used.iter().all(|class| self.grids.contains_key(class)) {
-            used
+        let inputs = self.classes.of_all(&node.input);
+        let outputs = self.classes.of_all(&node.output);
+        for class in inputs.iter().chain(&outputs) {
+            if !self.grids.contains_key(class) {
+                return vec![];
+            }
+        }
+        if node.domain.is_empty() {
+            inputs
         } else {
-            vec![]
+            [inputs, outputs].concat()
         }
     }
 
@@ -472,9 +478,9 @@ mod tests {
             Cache::U16,
             &[
                 "attention_mask u16 from 65535",
-                "down read by float operators only",
+                "down u16 from 16384",
                 "gate u16 from 16384",
-                "last read by float operators only",
+                "last u16 from 16384",
                 "masked u16 from 59753",
                 "norm u16 from 16384",
                 "p u16 from 0",
@@ -497,9 +503,9 @@ mod tests {
             &[
                 "attention_mask u16 from 65535",
                 "down read by float operators only",
-                "gate read by float operators only",
+                "gate u16 from 16384",
                 "key read by float operators only",
-                "last read by float operators only",
+                "last u16 from 16384",
                 "masked u16 from 59753",
                 "norm u16 from 16384",
                 "p u16 from 0",
