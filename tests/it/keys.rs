@@ -38,6 +38,7 @@ requant 4 {"scheme":"native"} b3:732f9cfde6d1 b3:d919957b6dce
 graph 6 {"context":24,"prefill":8} b3:82c3f5b7edee b3:14662bc80a3d
 context-bin 4 {"container":true,"soc":"sm8650"} b3:182fd05a76c4 b3:55cc91d69922
 dlc 3 {} b3:90e0c5cf8fbe b3:4087f4b8415b
+estimate 1 {} b3:b3f605bf6b0e b3:b94e6a047716
 requant 4 {"scheme":"f16"} b3:a7994319f33b b3:eb4819bd8f03
 graph 6 {"context":24,"prefill":8} b3:4af6d3f9c397 b3:f945a735858b
 dlc 3 {} b3:1a8fc8c8ed02 b3:d2b5c6b1f937
