@@ -263,37 +263,32 @@ impl<'a> Chooser<'a> {
         }
     }
 
-    /// The classes that are worth their codes because `node` computes on codes: those that it
-    /// reads, and what a linear layer computes. The output of another operator is worth them only
-    /// if some node computes on it.
+    /// The classes whose codes `node` computes on: those that it reads, for a linear layer that
+    /// multiplies codes also what it computes. A linear layer in f16 reads codes, too; other
+    /// operators only if all their values have codes.
     fn classes_used_by(&self, node: &'a NodeProto) -> Vec<usize> {
-        if Classes::moves(node) || !self.can_compute_on_codes(node) {
-            return vec![];
-        }
         let inputs = self.classes.of_all(&node.input);
         let outputs = self.classes.of_all(&node.output);
-        for class in inputs.iter().chain(&outputs) {
-            if !self.grids.contains_key(class) {
-                return vec![];
+        let all_have_codes = || {
+            let mut classes = inputs.iter().chain(&outputs);
+            classes.all(|class| self.grids.contains_key(class))
+        };
+        match Function::of(node) {
+            Some(Function::Linear { .. }) if self.multiplies_codes(node) && all_have_codes() => {
+                [inputs, outputs].concat()
             }
-        }
-        if node.domain.is_empty() {
-            inputs
-        } else {
-            [inputs, outputs].concat()
+            Some(Function::Linear { .. }) => inputs,
+            Some(Function::RmsNorm | Function::Embedding { .. }) => vec![],
+            None if Classes::moves(node) || !all_have_codes() => vec![],
+            None => inputs,
         }
     }
 
-    /// Whether the device has the operator for codes; a linear layer needs a weight that can
-    /// multiply them.
-    fn can_compute_on_codes(&self, node: &'a NodeProto) -> bool {
-        match Function::of(node) {
-            Some(Function::Linear { .. }) => match WeightCall::of(&self.checked, node) {
-                Ok(call) => call.encoding.multiplies_codes(),
-                Err(_) => false,
-            },
-            Some(Function::RmsNorm | Function::Embedding { .. }) => false,
-            None => node.domain.is_empty(),
+    /// Whether the weight of a linear layer can multiply codes.
+    fn multiplies_codes(&self, node: &'a NodeProto) -> bool {
+        match WeightCall::of(&self.checked, node) {
+            Ok(call) => call.encoding.multiplies_codes(),
+            Err(_) => false,
         }
     }
 
