@@ -152,13 +152,23 @@ impl Tiny {
 
 /// Calibrates a tiny model, builds its graph with the parameters `graph` and the layers in `scheme`,
 /// and evaluates it in ONNX Runtime and on the simulator.
-fn tiny(model: &TinyGguf, scheme: &str, mut graph: Value) -> Tiny {
+fn tiny(model: &TinyGguf, scheme: &str, graph: Value) -> Tiny {
+    tiny_on("sm8650", model, ("blk.*", scheme), graph)
+}
+
+/// The same on the simulator of `soc`, with the matrices that match a pattern in a scheme.
+fn tiny_on(
+    soc: &str,
+    model: &TinyGguf,
+    (matrices, scheme): (&str, &str),
+    mut graph: Value,
+) -> Tiny {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path())
         .tool("ort", &tools::onnxruntime())
         .tool("qnn", &tools::qnn());
     let model = runner.inspect(&model.write());
-    let layers = json!({"override": [{"match": "blk.*", "scheme": scheme}]});
+    let layers = json!({"override": [{"match": matrices, "scheme": scheme}]});
     let weights = runner
         .run("requant", layers, &[("tensors", &model)])
         .unwrap();
@@ -201,7 +211,7 @@ fn tiny(model: &TinyGguf, scheme: &str, mut graph: Value) -> Tiny {
         candidate["fidelity"]["kld"].as_f64().unwrap()
     };
     let onnx_runtime = kld("graph", &graph);
-    let params = json!({"soc": "sm8650", "weight_sharing": false});
+    let params = json!({"soc": soc, "weight_sharing": false});
     let context = runner
         .run("context-bin", params, &[("graph", &graph)])
         .unwrap();
@@ -271,6 +281,30 @@ fn layers_with_a_scale_for_each_row_multiply_codes() {
             assert!(
                 (found - expected).abs() < 0.02 * expected + 1e-4,
                 "{scheme}: {expected:e} in ONNX Runtime, {found:e} on the simulator"
+            );
+        }
+    }
+}
+
+/// Everything is in codes, also on a chip that has nothing else.
+#[test]
+#[ignore = "needs ONNX Runtime and the QNN libraries"]
+fn graphs_without_floats_run_on_chips_with_and_without_fp16() {
+    for model in [TinyGguf::qwen2(), TinyGguf::llama()] {
+        for (soc, kv) in [("sm8635", "u8"), ("sm8635", "u16"), ("sm8650", "u8")] {
+            let params = json!({
+                "activations": "u16", "kv": kv, "float": "never", "key_centre": "none",
+            });
+            let tiny = tiny_on(soc, &model, ("*", "int8-channel"), params);
+            assert_eq!(tiny.proved, ["channel-8-u16", "lookup-u16"]);
+            for name in ["token_embd.rows", "blk.1.residual", "output_norm", "logits"] {
+                assert!(tiny.is_quantized(name), "{name}: {:?}", tiny.quantized);
+            }
+            let (expected, found) = (tiny.onnx_runtime, tiny.simulator);
+            println!("{soc} {kv}: {expected:e} in ONNX Runtime, {found:e} on the simulator");
+            assert!(
+                (found - expected).abs() < 0.02 * expected + 1e-4,
+                "{soc} {kv}: {expected:e} in ONNX Runtime, {found:e} on the simulator"
             );
         }
     }
