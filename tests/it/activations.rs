@@ -173,7 +173,11 @@ fn tiny_on(
         .run("requant", layers, &[("tensors", &model)])
         .unwrap();
     let text = runner.file(TEXT.as_bytes());
-    let size = json!({"prefill": 12, "context": 20});
+    // Calibration and candidate have the same keys.
+    let mut size = json!({"prefill": 12, "context": 20});
+    if let Some(key_centre) = graph.get("key_centre") {
+        size["key_centre"] = key_centre.clone();
+    }
     let float = runner
         .run(
             "graph",
