@@ -29,7 +29,9 @@ impl<'a> Lowering<'a> {
         }
         match Function::of(node) {
             Some(Function::Embedding { .. }) => {
-                return Ok(encodings.result_grid(node).is_some_and(|grid| grid.bits == 16));
+                return Ok(encodings
+                    .result_grid(node)
+                    .is_some_and(|grid| grid.bits == 16));
             }
             Some(Function::RmsNorm) => {
                 let reads_codes = node.input.first().is_some_and(|x| encodings.is_on_grid(x));

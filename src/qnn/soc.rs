@@ -95,7 +95,10 @@ impl Soc {
         if self.has_f16 {
             return Ok(());
         }
-        let message = format!("{what} needs fp16, which the HTP of {} does not have", self.name);
+        let message = format!(
+            "{what} needs fp16, which the HTP of {} does not have",
+            self.name
+        );
         Err(Problem::new(Code::QnnNoF16, message).help(
             "`activations = \"u16\"` and `float = \"never\"` in the `graph` stage: all values in \
              codes",

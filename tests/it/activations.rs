@@ -10,8 +10,8 @@ use kiln::action::{Blob, Manifest};
 use kiln::base::Result;
 use kiln::lower::lower;
 use kiln::model::onnx::proto::{ModelProto, element};
-use kiln::model::onnx::{Builder, Grid};
-use kiln::qnn::{DeviceGraph, Encoding};
+use kiln::model::onnx::{Builder, Function, Grid, float};
+use kiln::qnn::{DeviceGraph, Encoding, TensorKind};
 use serde_json::{Value, json};
 
 fn grids(grids: &[(&str, u32, f32, u32)]) -> BTreeMap<String, Grid> {
@@ -71,6 +71,49 @@ fn a_quantize_dequantize_pair_becomes_a_tensor_encoding() {
 }
 
 #[test]
+fn a_norm_computes_on_codes_with_a_gamma_in_codes_of_its_own() {
+    let write = |g: &mut Builder| {
+        let x = g.input("x", element::FLOAT, &[2, 2, 2, 2]);
+        let gamma = g.constant("norm/values", &[2], &[-1.0, 3.0]);
+        let attributes = vec![float("epsilon", 0.5)];
+        let y = g.call(
+            Function::RmsNorm,
+            "y",
+            &[&x, &gamma],
+            attributes,
+            x.dims.clone(),
+        );
+        g.output(&y);
+    };
+    let both = [("x", 16, 0.5, 0), ("y", 16, 0.5, 32768)];
+    assert_eq!(
+        ops(&both, write),
+        "input x: q16\noutput y: q16\ny: q16 = RmsNorm(x, <norm: q16 [2]>, epsilon=0.5, \
+         axes=[3])\n"
+    );
+    assert_eq!(
+        ops(&both[..1], write),
+        "input x: q16\noutput y: f16\nx.halves: f16 = Dequantize(x)\ny: f16 = RmsNorm(x.halves, \
+         <norm: f16 [2]>, epsilon=0.5, axes=[3])\n"
+    );
+
+    let mut builder = Builder::rounding(grids(&both));
+    write(&mut builder);
+    let graph = lowered(&builder.finish("g")).unwrap();
+    let gamma = graph.tensors.iter().find(|tensor| tensor.name == "norm");
+    let TensorKind::Static(source) = &gamma.unwrap().kind else {
+        panic!()
+    };
+    let data = source().unwrap();
+    assert_eq!(data.bytes, [0, 0, 255, 255]);
+    let encoding = Encoding::ScaleOffset {
+        scale: 4.0 / 65535.0,
+        offset: -16384,
+    };
+    assert_eq!(data.encoding, encoding);
+}
+
+#[test]
 fn an_8_bit_kv_cache_is_converted() {
     let rounded = [("x", 16, 0.5, 9), ("past_key_0_out", 8, 0.5, 128)];
     let text = ops(&rounded, |g| {
@@ -104,7 +147,7 @@ fn offsets_are_negated_zero_points_and_scalars_are_quantized() {
             offset: -7
         }
     );
-    let kiln::qnn::TensorKind::Static(source) = &tensor("less.code").kind else {
+    let TensorKind::Static(source) = &tensor("less.code").kind else {
         panic!()
     };
     let data = source().unwrap();
