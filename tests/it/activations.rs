@@ -283,6 +283,17 @@ fn tiny_on(
     }
 }
 
+/// Checks that the simulator computes what ONNX Runtime does.
+#[track_caller]
+fn check_agreement(case: &str, tiny: &Tiny) {
+    let (expected, found) = (tiny.onnx_runtime, tiny.simulator);
+    println!("{case}: {expected:e} in ONNX Runtime, {found:e} on the simulator");
+    assert!(
+        (found - expected).abs() < 0.02 * expected + 1e-4,
+        "{case}: {expected:e} in ONNX Runtime, {found:e} on the simulator"
+    );
+}
+
 /// Without a limit, everything that can be quantized is quantized.
 fn all_u16() -> Value {
     json!({"activations": "u16", "kv": "u16", "sqnr_db": 0.0})
@@ -324,11 +335,7 @@ fn layers_with_a_scale_for_each_row_multiply_codes() {
             );
             assert!(tiny.is_quantized("blk.1.gate_up"), "{:?}", tiny.quantized);
             // Both have the error of the rounded weights.
-            let (expected, found) = (tiny.onnx_runtime, tiny.simulator);
-            assert!(
-                (found - expected).abs() < 0.02 * expected + 1e-4,
-                "{scheme}: {expected:e} in ONNX Runtime, {found:e} on the simulator"
-            );
+            check_agreement(scheme, &tiny);
         }
     }
 }
@@ -347,14 +354,22 @@ fn graphs_without_floats_run_on_chips_with_and_without_fp16() {
             for name in ["token_embd.rows", "blk.1.residual", "output_norm", "logits"] {
                 assert!(tiny.is_quantized(name), "{name}: {:?}", tiny.quantized);
             }
-            let (expected, found) = (tiny.onnx_runtime, tiny.simulator);
-            println!("{soc} {kv}: {expected:e} in ONNX Runtime, {found:e} on the simulator");
-            assert!(
-                (found - expected).abs() < 0.02 * expected + 1e-4,
-                "{soc} {kv}: {expected:e} in ONNX Runtime, {found:e} on the simulator"
-            );
+            check_agreement(&format!("{soc} {kv}"), &tiny);
         }
     }
+}
+
+/// Shards pass the residual stream on in codes, and the CPU's rows of the embedding are rounded.
+#[test]
+#[ignore = "needs ONNX Runtime and the QNN libraries"]
+fn shards_without_floats_run_with_embedding_and_head_on_the_cpu() {
+    let params = json!({
+        "activations": "u16", "kv": "u8", "float": "never",
+        "shards": 2, "place": {"embedding": "cpu", "head": "cpu"},
+    });
+    let tiny = tiny_on("sm8635", &TinyGguf::llama(), ("blk.*", "lpbq-32"), params);
+    assert_eq!(tiny.proved, ["lpbq-32-u16"]);
+    check_agreement("shards", &tiny);
 }
 
 #[test]

@@ -236,8 +236,8 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
             ),
         )
         .help(
-            "override the scheme of these tensors in the `requant` stage: every chip computes \
-             `f16` right",
+            "override the scheme of these tensors in the `requant` stage: every chip with fp16 \
+             computes `f16` right",
         ));
     }
     Ok(Proof {
