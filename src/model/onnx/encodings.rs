@@ -78,7 +78,8 @@ impl Grid {
     pub fn code(&self, value: f32) -> u32 {
         let steps = (value / self.scale).round_ties_even() as i64;
         let largest_code = (1i64 << self.bits) - 1;
-        (steps + i64::from(self.zero_point)).clamp(0, largest_code) as u32
+        let code = steps.saturating_add(self.zero_point.into());
+        code.clamp(0, largest_code) as u32
     }
 
     /// Mean square of the rounding error.

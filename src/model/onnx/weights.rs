@@ -408,7 +408,7 @@ mod tests {
         );
         check(
             linear(WeightForm::Block, Some(32), &[codes, scales], Some(8)),
-            Err("node `y` (BlockLinear) reads activations in 8 bits"),
+            Err("node `y.exact` (BlockLinear) reads activations in 8 bits"),
         );
     }
 }

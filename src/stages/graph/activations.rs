@@ -104,7 +104,7 @@ fn check(graph: &GraphProto, calibration: &Activations) -> Result<()> {
         Code::GraphCalibration,
         format!("the calibration does not know {}", unknown.join(", ")),
     )
-    .help("calibrate a float graph of the same model, with the same exponents"))
+    .help("calibrate a float graph of the same model, with the same exponents and `key_centre`"))
 }
 
 /// The grid of values that are all 0.
