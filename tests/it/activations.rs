@@ -363,13 +363,18 @@ fn graphs_without_floats_run_on_chips_with_and_without_fp16() {
 #[test]
 #[ignore = "needs ONNX Runtime and the QNN libraries"]
 fn shards_without_floats_run_with_embedding_and_head_on_the_cpu() {
-    let params = json!({
-        "activations": "u16", "kv": "u8", "float": "never",
-        "shards": 2, "place": {"embedding": "cpu", "head": "cpu"},
-    });
-    let tiny = tiny_on("sm8635", &TinyGguf::llama(), ("blk.*", "lpbq-32"), params);
-    assert_eq!(tiny.proved, ["lpbq-32-u16"]);
-    check_agreement("shards", &tiny);
+    for (model, shards, scheme, proof) in [
+        (TinyGguf::llama(), 2, "lpbq-32", "lpbq-32-u16"),
+        (TinyGguf::qwen2(), 1, "int8-channel", "channel-8-u16"),
+    ] {
+        let params = json!({
+            "activations": "u16", "kv": "u8", "float": "never", "key_centre": "none",
+            "shards": shards, "place": {"embedding": "cpu", "head": "cpu"},
+        });
+        let tiny = tiny_on("sm8635", &model, ("blk.*", scheme), params);
+        assert_eq!(tiny.proved, [proof]);
+        check_agreement(proof, &tiny);
+    }
 }
 
 #[test]
