@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     match args.get(1).map(String::as_str) {
         Some("kiln") => {
             let cli = Cli::parse_from(&args[1..]);
-            let registry = Registry::new(vec![Box::new(Erased(Trivial))]);
+            let registry = Registry::new(vec![Box::new(Erased::new(Trivial))]);
             cli.run(&registry)
                 .unwrap_or_else(|failed| cli.common.report(&failed))
                 .into()

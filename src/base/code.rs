@@ -274,6 +274,7 @@ codes! {
         QnnGraph = "kiln::qnn::graph",
         QnnName = "kiln::qnn::name",
         QnnNoEstimate = "kiln::qnn::no_estimate",
+        QnnNoF16 = "kiln::qnn::no_f16",
         QnnNoFunction = "kiln::qnn::no_function",
         QnnNull = "kiln::qnn::null",
         QnnOddAnswer = "kiln::qnn::odd_answer",

@@ -3,9 +3,10 @@
 //!
 //! An operator computes on codes if all its inputs and outputs are in codes. Otherwise it computes
 //! in f16, with Dequantize before it and Quantize after it. A linear layer needs a weight that can
-//! multiply codes, too.
+//! multiply codes, too. The constants of an operator on codes are codes with grids of their own.
 
 use super::Lowering;
+use super::stored::Stored;
 use crate::base::{Code, Result};
 use crate::model::onnx::proto::NodeProto;
 use crate::model::onnx::{Function, Grid, moved};
@@ -25,6 +26,18 @@ impl<'a> Lowering<'a> {
         let encodings = &self.encodings;
         if !moved(node).is_empty() {
             return Ok(node.output.iter().all(|name| encodings.is_on_grid(name)));
+        }
+        match Function::of(node) {
+            Some(Function::Embedding { .. }) => {
+                return Ok(encodings
+                    .result_grid(node)
+                    .is_some_and(|grid| grid.bits == 16));
+            }
+            Some(Function::RmsNorm) => {
+                let reads_codes = node.input.first().is_some_and(|x| encodings.is_on_grid(x));
+                return Ok(reads_codes && encodings.result_grid(node).is_some());
+            }
+            Some(Function::Linear { .. }) | None => {}
         }
         if !node.domain.is_empty() || !ON_CODES.contains(&node.op_type.as_str()) {
             return Ok(false);
@@ -122,6 +135,28 @@ impl<'a> Lowering<'a> {
         Ok(f16s)
     }
 
+    /// A constant of floating-point numbers in 16-bit codes, whose grid covers just them.
+    pub(super) fn coded_constant(
+        &mut self,
+        name: &str,
+        dims: &[u64],
+        constant: Stored,
+    ) -> Result<TensorId> {
+        let (mut low, mut high) = (0.0f32, 0.0f32);
+        for number in constant.all_numbers() {
+            low = low.min(number);
+            high = high.max(number);
+        }
+        let grid = Grid::over(16, low, high).unwrap_or(Grid::unit(16));
+        self.static_tensor(name, DataType::UFixed16, dims, "q16", move || {
+            let mut codes = Codes::new(grid);
+            for number in constant.all_numbers() {
+                codes.push(number);
+            }
+            Ok(codes.finish())
+        })
+    }
+
     /// The number that is input `index` of `node`, in a tensor with its own encoding: its largest
     /// code is the number.
     pub(super) fn coded_number(&mut self, node: &'a NodeProto, index: usize) -> Result<TensorId> {
@@ -152,6 +187,31 @@ impl<'a> Lowering<'a> {
                 encoding: encoding.clone(),
             })
         })
+    }
+}
+
+/// Rounds the numbers of a constant to a grid of 16 bits.
+pub(super) struct Codes {
+    grid: Grid,
+    bytes: Vec<u8>,
+}
+
+impl Codes {
+    pub(super) fn new(grid: Grid) -> Self {
+        let bytes = vec![];
+        Codes { grid, bytes }
+    }
+
+    pub(super) fn push(&mut self, number: f32) {
+        let code = self.grid.code(number) as u16;
+        self.bytes.extend(code.to_le_bytes());
+    }
+
+    pub(super) fn finish(self) -> StaticData {
+        StaticData {
+            bytes: self.bytes,
+            encoding: encoding(self.grid),
+        }
     }
 }
 

@@ -1,11 +1,13 @@
-//! Lowers the embedding without loss: codes, scales and offsets are gathered separately and
-//! multiplied in f16.
+//! Lowers the embedding. In f16 without loss: codes, scales and offsets are gathered separately and
+//! multiplied. On codes the rows are rounded to the grid of the output, in one table.
 
 use super::Lowering;
+use super::codes::Codes;
 use super::grid::Grid;
 use super::half::{Fp16Weights, scale_times_gain};
 use super::stored::Stored;
 use crate::base::{Code, Result};
+use crate::model::onnx::WeightCall;
 use crate::model::onnx::proto::NodeProto;
 use crate::model::weight::blob_owner;
 use crate::qnn::{DataType, Encoding, Param, StaticData, TensorId};
@@ -24,6 +26,10 @@ impl<'a> Lowering<'a> {
         let &[1, tokens] = self.dims(node, 0)?.as_slice() else {
             return Err(self.refuse(node, Code::LowerShape, "expects ids [1, T]"));
         };
+        if self.on_codes {
+            let table = self.coded_table(node, &call)?;
+            return self.emit(node, "Gather", gather(), vec![table, ids]);
+        }
         if call.encoding.is_plain() {
             let table = self.constant(call.main())?;
             let name = format!("{}.table", blob_owner(&table.name));
@@ -79,6 +85,32 @@ impl<'a> Lowering<'a> {
             value = shifted;
         }
         self.emit(node, "Reshape", vec![], vec![value])
+    }
+
+    /// The values of the weight of `call` in the codes of the output of `node`.
+    fn coded_table(&mut self, node: &'a NodeProto, call: &WeightCall<'a>) -> Result<TensorId> {
+        let Some(grid) = self.encodings.result_grid(node) else {
+            return Err(self.refuse(node, Code::LowerEncoding, "has no output in codes"));
+        };
+        let (shape, gain) = ([call.rows, call.columns], call.gain);
+        let values = self.constant(call.main())?;
+        let name = format!("{}.table", blob_owner(&values.name));
+        let u16s = DataType::UFixed16;
+        if call.encoding.is_plain() {
+            return self.static_tensor(&name, u16s, &shape, "q16", move || {
+                let mut codes = Codes::new(grid);
+                for number in values.all_numbers() {
+                    codes.push(number * gain);
+                }
+                Ok(codes.finish())
+            });
+        }
+        let weight = self.block_weight(node, call)?;
+        self.static_tensor(&name, u16s, &shape, "q16", move || {
+            let mut codes = Codes::new(grid);
+            weight.for_each_value(|value| codes.push(value));
+            Ok(codes.finish())
+        })
     }
 
     fn codes_table(&mut self, codes: &Stored, shape: [u64; 2], bits: u32) -> Result<TensorId> {

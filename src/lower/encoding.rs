@@ -57,5 +57,7 @@ pub fn device_use(weight_use: WeightUse) -> DeviceUse {
         WeightUse::Lookup { weight } => DeviceUse::Lookup {
             weight: f16_encoding(weight),
         },
+        // The rows are rounded to the same table, however the weight is stored.
+        WeightUse::LookupU16 { .. } => DeviceUse::LookupU16,
     }
 }

@@ -223,6 +223,20 @@ impl BlockWeight {
         self.codes.element.bits() as u32
     }
 
+    /// Calls `each` with all values, row by row.
+    pub(super) fn for_each_value(&self, mut each: impl FnMut(f32)) {
+        let mut offsets = self.offsets.as_ref().map(|offsets| offsets.all_numbers());
+        for (block, scale) in self.scales.all_numbers().enumerate() {
+            let offset = match &mut offsets {
+                Some(offsets) => offsets.next().unwrap_or(0.0),
+                None => 0.0,
+            };
+            for index in block * self.block..(block + 1) * self.block {
+                each((self.codes.code(index) as f32 * scale + offset) * self.gain);
+            }
+        }
+    }
+
     fn data(&self, [rows, columns]: [usize; 2]) -> Result<StaticData> {
         let count = rows * (columns / self.block);
         let mut scales = Vec::with_capacity(count);

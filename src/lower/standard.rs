@@ -116,7 +116,11 @@ impl<'a> Lowering<'a> {
             return Err(self.refuse(node, Code::LowerShape, "expects a gamma for each channel"));
         }
         let (name, shape) = (blob_owner(&gamma.name).to_string(), gamma.dims.clone());
-        let gamma = self.f16_constant(&name, &shape, gamma, 1.0)?;
+        let gamma = if self.on_codes {
+            self.coded_constant(&name, &shape, gamma)?
+        } else {
+            self.f16_constant(&name, &shape, gamma, 1.0)?
+        };
         let params = vec![
             ("epsilon", Param::F32(self.float(node, "epsilon")?)),
             ("axes", Param::Uint32s(vec![1], vec![dims.len() as u32 - 1])),

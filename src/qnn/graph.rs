@@ -502,7 +502,7 @@ impl GraphBuilder<'_> {
         }
         let mut problem = Problem::new(Code::QnnOpRefused, text).help(
             "override the scheme of this operation's weights in the `requant` stage (every chip \
-             takes `f16`), or build for a newer SoC",
+             with fp16 takes `f16`), or build for a newer SoC",
         );
         problem.causes.push(cause.message);
         problem.causes.extend(cause.causes);

@@ -11,35 +11,48 @@ pub struct Soc {
     pub model: u32,
     /// Hexagon architecture: 75 for v75.
     pub arch: u32,
+    /// Whether its HTP has fp16. Without, it computes on codes only.
+    pub has_f16: bool,
 }
 
 /// The chips to build for. libQnnHtp 2.51 accepts each pair of model and architecture. sm8350 (v68) is
 /// not supported: its HTP rejects block-quantized weights.
-const SOCS: [Soc; 5] = [
+const SOCS: [Soc; 6] = [
     Soc {
         name: "sm8450",
         model: 36,
         arch: 69,
+        has_f16: true,
     },
     Soc {
         name: "sm8550",
         model: 43,
         arch: 73,
+        has_f16: true,
+    },
+    Soc {
+        name: "sm8635",
+        model: 68,
+        arch: 73,
+        has_f16: false,
     },
     Soc {
         name: "sm8650",
         model: 57,
         arch: 75,
+        has_f16: true,
     },
     Soc {
         name: "sm8750",
         model: 69,
         arch: 79,
+        has_f16: true,
     },
     Soc {
         name: "sm8850",
         model: 87,
         arch: 81,
+        has_f16: true,
     },
 ];
 
@@ -50,16 +63,19 @@ const ESTIMATED: [Soc; 3] = [
         name: "qcs9075",
         model: 77,
         arch: 73,
+        has_f16: true,
     },
     Soc {
         name: "sa8797p",
         model: 72,
         arch: 81,
+        has_f16: true,
     },
     Soc {
         name: "soc-114",
         model: 114,
         arch: 85,
+        has_f16: true,
     },
 ];
 
@@ -72,6 +88,21 @@ impl Soc {
     /// The chip called `name`, to estimate for.
     pub fn estimated(name: &str) -> Result<Soc> {
         Soc::find(name, &ESTIMATED)
+    }
+
+    /// Refuses `what`, which needs fp16, for a chip without it.
+    pub fn require_f16(self, what: &str) -> Result<()> {
+        if self.has_f16 {
+            return Ok(());
+        }
+        let message = format!(
+            "{what} needs fp16, which the HTP of {} does not have",
+            self.name
+        );
+        Err(Problem::new(Code::QnnNoF16, message).help(
+            "`activations = \"u16\"` and `float = \"never\"` in the `graph` stage: all values in \
+             codes",
+        ))
     }
 
     fn find(name: &str, socs: &[Soc]) -> Result<Soc> {

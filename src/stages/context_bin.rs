@@ -21,8 +21,8 @@ use crate::base::{CanonJson, Code, Problem, Result};
 use crate::compile::{CompiledShards, check_signatures, device_uses, lower_graphs, process_demand};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::qnn::{
-    Backend, Context, DeviceUse, GraphInfo, GraphOptions, HtpGraph, Soc, System, prove,
-    without_time,
+    Backend, Context, DataType, DeviceGraph, DeviceUse, GraphInfo, GraphOptions, HtpGraph, Soc,
+    System, prove, without_time,
 };
 
 /// The parameters.
@@ -177,8 +177,13 @@ impl TypedStage for ContextBin {
             None => (inputs.one("dlc")?, "dlc"),
         };
         let shards = CompiledShards::new(source, extension, &graphs, sample)?;
+        let has_f16 = Soc::named(&soc)?.has_f16;
         let mut orders = vec![];
         for case in device_uses(&shards.graphs()?)? {
+            // The order that compiles refuses the graph, with the name of a tensor.
+            if extension == "onnx" && case.computes_in_f16() && !has_f16 {
+                continue;
+            }
             let soc = soc.clone();
             let order = Order::new(format!("proof/{case}"), Work::Prove { soc, case })
                 .tools(tools.clone())
@@ -229,14 +234,17 @@ impl TypedStage for ContextBin {
 impl Compile {
     fn run(&self, job: &Job, folder: &Path) -> Result<Outputs> {
         let soc = Soc::named(&self.soc)?;
-        let system = System::open(folder)?;
-        let context = Context::new(&Backend::htp(folder, soc)?, self.weight_sharing)?;
         let from_graph = job.input(&format!("{}.onnx", self.graphs[0])).is_ok();
         let device_graphs = if from_graph {
             lower_graphs(job, &self.graphs)?
         } else {
             vec![]
         };
+        for graph in &device_graphs {
+            check_types(graph, soc)?;
+        }
+        let system = System::open(folder)?;
+        let context = Context::new(&Backend::htp(folder, soc)?, self.weight_sharing)?;
         let mut device_graphs = device_graphs.into_iter();
         let (mut facts, mut expected) = (BTreeMap::new(), vec![]);
         // A composed graph may refer to its DLC until the binary is written.
@@ -312,6 +320,16 @@ impl Compile {
         dlc.compose(context, &graph.name, self.options())?;
         Ok(graph)
     }
+}
+
+/// Refuses a graph with a tensor in fp16 for a chip without fp16.
+fn check_types(graph: &DeviceGraph, soc: Soc) -> Result<()> {
+    for tensor in &graph.tensors {
+        if tensor.data_type == DataType::Float16 {
+            soc.require_f16(&format!("`{}` of graph `{}`", tensor.name, graph.name))?;
+        }
+    }
+    Ok(())
 }
 
 fn write_json(job: &Job, value: &impl Serialize) -> Result<Part> {

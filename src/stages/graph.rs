@@ -25,11 +25,11 @@ use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, bytes, pars
 use crate::compile::Compilations;
 use crate::model::calibration::{self, KEY_MEANS};
 use crate::model::decoder::DecoderSpec;
-use crate::model::decoder::shards::{Place, Shard};
+use crate::model::decoder::shards::{EMBEDDINGS, Place, ROWS, Shard};
 use crate::model::facts::GraphFacts;
 use crate::model::onnx::{Grid, lint, weight_uses};
 use crate::model::quant_report::QuantReport;
-use activations::{Choice, Policy, choose};
+use activations::{Choice, Policy, check_linear_layers, choose};
 use centre::KeyCentres;
 use centring::KeyCentring;
 use decoder::{Profile, Subgraph, decoder};
@@ -43,6 +43,9 @@ const MAX_CONTEXT: u32 = 1 << 16;
 const MAX_EXPONENT: u32 = 12;
 /// More shards than any decoder has layers.
 const MAX_SHARDS: u32 = 1024;
+
+const FLOAT_CENTRES: &str = "`float = \"never\"` needs `key_centre = \"none\"`: the constants of centred keys are numbers, \
+     not codes";
 
 /// The part of a calibration that grids are chosen by.
 const CALIBRATION: &str = "activations.json";
@@ -72,6 +75,10 @@ pub struct Params {
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(extend("default" = Activations::default()))]
     pub activations: Activations,
+    /// Which values the graphs of the layers compute in floating point.
+    #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Float::default()))]
+    pub float: Float,
     /// How the graphs take and return the KV cache; `u16` and `u8` need a `calibration`.
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(extend("default" = Cache::default()))]
@@ -116,6 +123,19 @@ pub enum Activations {
     /// operator computes on them, otherwise in fp16. Linear layers whose weights have one scale for
     /// each row (`int8-channel`, `int4-channel`, `lpbq-*`) multiply these codes.
     U16,
+}
+
+/// Which values are in floating point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Float {
+    /// Those that `activations` and `kv` do not store in codes.
+    #[default]
+    WhereNeeded,
+    /// None, for chips without fp16: every value is in codes, whatever that loses. It needs
+    /// `activations = "u16"`, `kv = "u8"` or `"u16"`, keys that are not centred, and linear layers
+    /// whose weights have one scale for each row (`int8-channel`, `int4-channel`, `lpbq-*`).
+    Never,
 }
 
 /// How the graphs take and return the KV cache.
@@ -180,6 +200,7 @@ impl Default for Params {
             residual_exponent: 0,
             ffn_exponent: 0,
             activations: Activations::F16,
+            float: Float::WhereNeeded,
             kv: Cache::F16,
             key_centre: None,
             place: Place::default(),
@@ -231,6 +252,7 @@ impl TypedStage for Graph {
             "residual_exponent",
             "ffn_exponent",
             "activations",
+            "float",
             "kv",
             "key_centre",
             "place",
@@ -278,6 +300,7 @@ impl TypedStage for Graph {
             }
             _ => {}
         }
+        problems.extend(params.check_float());
         if params.shard_memory.is_some() && params.shards != Shards::Fitting(Fitting::Auto) {
             let message =
                 "only `shards = \"auto\"` uses `shard_memory`: set it, or remove `shard_memory`";
@@ -303,11 +326,16 @@ impl TypedStage for Graph {
         // The key has the resolved values: the default centring, the number of shards instead of
         // the memory that it follows from, and the limits of grids only if grids are chosen.
         params.key_centre = KeyCentring::resolve(params.key_centre, &spec)?;
+        if params.float == Float::Never {
+            params.check_never(&spec, &weights)?;
+        }
         params.shards = Shards::Count(params.count_shards(manifest, &spec)?);
         params.shard_memory = None;
         let rounds = params.rounds();
         if rounds {
-            params.sqnr_db.get_or_insert(SQNR_DB);
+            if params.float == Float::WhereNeeded {
+                params.sqnr_db.get_or_insert(SQNR_DB);
+            }
             params.margin.get_or_insert(MARGIN);
         } else {
             (params.sqnr_db, params.margin) = (None, None);
@@ -388,6 +416,51 @@ impl Params {
         self.activations != Activations::F16 || self.kv != Cache::F16
     }
 
+    /// The problems of `float` with the other parameters.
+    fn check_float(&self) -> Vec<ParamProblem> {
+        if self.float == Float::WhereNeeded {
+            return vec![];
+        }
+        let mut problems = vec![];
+        let mut refuse = |path: &str, message: &str| {
+            problems.push(ParamProblem {
+                path: path.into(),
+                problem: Problem::new(Code::PlanParameter, message),
+            });
+        };
+        if self.activations != Activations::U16 {
+            refuse("float", "`float = \"never\"` needs `activations = \"u16\"`");
+        }
+        if self.kv == Cache::F16 {
+            let message = "`float = \"never\"` needs `kv = \"u8\"` or `kv = \"u16\"`";
+            refuse("float", message);
+        }
+        if self.sqnr_db.is_some() {
+            let message = "`float = \"never\"` stores every value in codes, whatever its \
+                           `sqnr_db`: remove one of them";
+            refuse("sqnr_db", message);
+        }
+        if !matches!(self.key_centre, None | Some(KeyCentring::None)) {
+            refuse("key_centre", FLOAT_CENTRES);
+        }
+        problems
+    }
+
+    /// Refuses what cannot be in codes: after the default of `key_centre`.
+    fn check_never(&self, model: &DecoderSpec, weights: &Weights) -> Result<()> {
+        if self.key_centre.is_some() {
+            return Err(Problem::new(Code::GraphKeyCentre, FLOAT_CENTRES)
+                .help("`key_centre = \"none\"` computes without them"));
+        }
+        let (centres, grids) = Default::default();
+        for shard in Shard::cut(model, 1, self.place)? {
+            let [(_, prefill), _] = self.profiles(Subgraph::Layers(shard));
+            let graph = decoder(model, weights, &centres, &prefill, &grids)?;
+            check_linear_layers(&graph)?;
+        }
+        Ok(())
+    }
+
     /// Refuses a decoder with unsupported parts, by building a graph without weights.
     fn check_model(&self, model: &DecoderSpec) -> Result<()> {
         let [(_, prefill), _] = self.profiles(Subgraph::Layers(Shard::whole(model)));
@@ -409,13 +482,21 @@ impl Params {
         let policy = Policy {
             activations: self.activations,
             cache: self.kv,
+            float: self.float,
             sqnr_db: self.sqnr_db.unwrap_or(SQNR_DB),
             margin: self.margin.unwrap_or(MARGIN) as f32,
         };
         let [(_, prefill), _] = self.profiles(Subgraph::Layers(Shard::whole(model)));
         let no_grids: BTreeMap<String, Grid> = BTreeMap::new();
         let float = decoder(model, weights, centres, &prefill, &no_grids)?;
-        choose(&float, &calibration, policy)
+        let mut choice = choose(&float, &calibration, policy)?;
+        if self.float == Float::Never
+            && let Some(rows) = choice.grids.get(ROWS)
+        {
+            // The same rows, if the CPU looks them up.
+            choice.grids.insert(EMBEDDINGS.into(), *rows);
+        }
+        Ok(choice)
     }
 
     /// The whole decoder, which ONNX Runtime runs in `evaluate`, `calibrate` and `sensitivity`; then

@@ -10,8 +10,8 @@ use kiln::action::{Blob, Manifest};
 use kiln::base::Result;
 use kiln::lower::lower;
 use kiln::model::onnx::proto::{ModelProto, element};
-use kiln::model::onnx::{Builder, Grid};
-use kiln::qnn::{DeviceGraph, Encoding};
+use kiln::model::onnx::{Builder, Function, Grid, float};
+use kiln::qnn::{DeviceGraph, Encoding, TensorKind};
 use serde_json::{Value, json};
 
 fn grids(grids: &[(&str, u32, f32, u32)]) -> BTreeMap<String, Grid> {
@@ -71,6 +71,49 @@ fn a_quantize_dequantize_pair_becomes_a_tensor_encoding() {
 }
 
 #[test]
+fn a_norm_computes_on_codes_with_a_gamma_in_codes_of_its_own() {
+    let write = |g: &mut Builder| {
+        let x = g.input("x", element::FLOAT, &[2, 2, 2, 2]);
+        let gamma = g.constant("norm/values", &[2], &[-1.0, 3.0]);
+        let attributes = vec![float("epsilon", 0.5)];
+        let y = g.call(
+            Function::RmsNorm,
+            "y",
+            &[&x, &gamma],
+            attributes,
+            x.dims.clone(),
+        );
+        g.output(&y);
+    };
+    let both = [("x", 16, 0.5, 0), ("y", 16, 0.5, 32768)];
+    assert_eq!(
+        ops(&both, write),
+        "input x: q16\noutput y: q16\ny: q16 = RmsNorm(x, <norm: q16 [2]>, epsilon=0.5, \
+         axes=[3])\n"
+    );
+    assert_eq!(
+        ops(&both[..1], write),
+        "input x: q16\noutput y: f16\nx.halves: f16 = Dequantize(x)\ny: f16 = RmsNorm(x.halves, \
+         <norm: f16 [2]>, epsilon=0.5, axes=[3])\n"
+    );
+
+    let mut builder = Builder::rounding(grids(&both));
+    write(&mut builder);
+    let graph = lowered(&builder.finish("g")).unwrap();
+    let gamma = graph.tensors.iter().find(|tensor| tensor.name == "norm");
+    let TensorKind::Static(source) = &gamma.unwrap().kind else {
+        panic!()
+    };
+    let data = source().unwrap();
+    assert_eq!(data.bytes, [0, 0, 255, 255]);
+    let encoding = Encoding::ScaleOffset {
+        scale: 4.0 / 65535.0,
+        offset: -16384,
+    };
+    assert_eq!(data.encoding, encoding);
+}
+
+#[test]
 fn an_8_bit_kv_cache_is_converted() {
     let rounded = [("x", 16, 0.5, 9), ("past_key_0_out", 8, 0.5, 128)];
     let text = ops(&rounded, |g| {
@@ -104,7 +147,7 @@ fn offsets_are_negated_zero_points_and_scalars_are_quantized() {
             offset: -7
         }
     );
-    let kiln::qnn::TensorKind::Static(source) = &tensor("less.code").kind else {
+    let TensorKind::Static(source) = &tensor("less.code").kind else {
         panic!()
     };
     let data = source().unwrap();
@@ -152,18 +195,32 @@ impl Tiny {
 
 /// Calibrates a tiny model, builds its graph with the parameters `graph` and the layers in `scheme`,
 /// and evaluates it in ONNX Runtime and on the simulator.
-fn tiny(model: &TinyGguf, scheme: &str, mut graph: Value) -> Tiny {
+fn tiny(model: &TinyGguf, scheme: &str, graph: Value) -> Tiny {
+    tiny_on("sm8650", model, ("blk.*", scheme), graph)
+}
+
+/// The same on the simulator of `soc`, with the matrices that match a pattern in a scheme.
+fn tiny_on(
+    soc: &str,
+    model: &TinyGguf,
+    (matrices, scheme): (&str, &str),
+    mut graph: Value,
+) -> Tiny {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path())
         .tool("ort", &tools::onnxruntime())
         .tool("qnn", &tools::qnn());
     let model = runner.inspect(&model.write());
-    let layers = json!({"override": [{"match": "blk.*", "scheme": scheme}]});
+    let layers = json!({"override": [{"match": matrices, "scheme": scheme}]});
     let weights = runner
         .run("requant", layers, &[("tensors", &model)])
         .unwrap();
     let text = runner.file(TEXT.as_bytes());
-    let size = json!({"prefill": 12, "context": 20});
+    // Calibration and candidate have the same keys.
+    let mut size = json!({"prefill": 12, "context": 20});
+    if let Some(key_centre) = graph.get("key_centre") {
+        size["key_centre"] = key_centre.clone();
+    }
     let float = runner
         .run(
             "graph",
@@ -201,7 +258,7 @@ fn tiny(model: &TinyGguf, scheme: &str, mut graph: Value) -> Tiny {
         candidate["fidelity"]["kld"].as_f64().unwrap()
     };
     let onnx_runtime = kld("graph", &graph);
-    let params = json!({"soc": "sm8650", "weight_sharing": false});
+    let params = json!({"soc": soc, "weight_sharing": false});
     let context = runner
         .run("context-bin", params, &[("graph", &graph)])
         .unwrap();
@@ -224,6 +281,17 @@ fn tiny(model: &TinyGguf, scheme: &str, mut graph: Value) -> Tiny {
         quantized,
         proved,
     }
+}
+
+/// Checks that the simulator computes what ONNX Runtime does.
+#[track_caller]
+fn check_agreement(case: &str, tiny: &Tiny) {
+    let (expected, found) = (tiny.onnx_runtime, tiny.simulator);
+    println!("{case}: {expected:e} in ONNX Runtime, {found:e} on the simulator");
+    assert!(
+        (found - expected).abs() < 0.02 * expected + 1e-4,
+        "{case}: {expected:e} in ONNX Runtime, {found:e} on the simulator"
+    );
 }
 
 /// Without a limit, everything that can be quantized is quantized.
@@ -266,11 +334,44 @@ fn layers_with_a_scale_for_each_row_multiply_codes() {
         );
         assert!(tiny.is_quantized("blk.1.gate_up"), "{:?}", tiny.quantized);
         // Both have the error of the rounded weights.
-        let (expected, found) = (tiny.onnx_runtime, tiny.simulator);
-        assert!(
-            (found - expected).abs() < 0.02 * expected + 1e-4,
-            "{scheme}: {expected:e} in ONNX Runtime, {found:e} on the simulator"
-        );
+        check_agreement(scheme, &tiny);
+    }
+}
+
+/// Everything is in codes, also on a chip that has nothing else.
+#[test]
+#[ignore = "needs ONNX Runtime and the QNN libraries"]
+fn graphs_without_floats_run_on_chips_with_and_without_fp16() {
+    for model in [TinyGguf::qwen2(), TinyGguf::llama()] {
+        for (soc, kv) in [("sm8635", "u8"), ("sm8635", "u16"), ("sm8650", "u8")] {
+            let params = json!({
+                "activations": "u16", "kv": kv, "float": "never", "key_centre": "none",
+            });
+            let tiny = tiny_on(soc, &model, ("*", "int8-channel"), params);
+            assert_eq!(tiny.proved, ["channel-8-u16", "lookup-u16"]);
+            for name in ["token_embd.rows", "blk.1.residual", "output_norm", "logits"] {
+                assert!(tiny.is_quantized(name), "{name}: {:?}", tiny.quantized);
+            }
+            check_agreement(&format!("{soc} {kv}"), &tiny);
+        }
+    }
+}
+
+/// Shards pass the residual stream on in codes, and the CPU's rows of the embedding are rounded.
+#[test]
+#[ignore = "needs ONNX Runtime and the QNN libraries"]
+fn shards_without_floats_run_with_embedding_and_head_on_the_cpu() {
+    for (model, shards, scheme, proof) in [
+        (TinyGguf::llama(), 2, "lpbq-32", "lpbq-32-u16"),
+        (TinyGguf::qwen2(), 1, "int8-channel", "channel-8-u16"),
+    ] {
+        let params = json!({
+            "activations": "u16", "kv": "u8", "float": "never", "key_centre": "none",
+            "shards": shards, "place": {"embedding": "cpu", "head": "cpu"},
+        });
+        let tiny = tiny_on("sm8635", &model, ("blk.*", scheme), params);
+        assert_eq!(tiny.proved, [proof]);
+        check_agreement(proof, &tiny);
     }
 }
 

@@ -168,9 +168,18 @@ fn output_is_deterministic() {
 
 #[track_caller]
 fn check_rejected(change: impl Fn(&mut TinyWeights, &mut Inputs), expect: &str) {
+    check_rejected_with(&small(), TinyWeights::llama(), change, expect);
+}
+
+#[track_caller]
+fn check_rejected_with(
+    params: &Value,
+    mut model: TinyWeights,
+    change: impl Fn(&mut TinyWeights, &mut Inputs),
+    expect: &str,
+) {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
-    let mut model = TinyWeights::llama();
     let mut inputs = model.inputs(&folder);
     change(&mut model, &mut inputs);
     let model_json = serde_json::to_value(&model.facts).unwrap();
@@ -180,7 +189,7 @@ fn check_rejected(change: impl Fn(&mut TinyWeights, &mut Inputs), expect: &str) 
         .parts
         .insert("model.json".parse().unwrap(), part);
     let problem = stage(&kiln::stages::all())
-        .expand(&small(), &inputs)
+        .expand(params, &inputs)
         .unwrap_err();
     assert_eq!(problem.message, expect);
 }
@@ -217,6 +226,30 @@ fn unsupported_decoder_parts_are_rejected_before_running() {
 }
 
 #[test]
+fn without_floats_weights_and_keys_must_allow_codes() {
+    let mut params = small();
+    for (name, value) in [("activations", "u16"), ("kv", "u8"), ("float", "never")] {
+        params[name] = value.into();
+    }
+    check_rejected_with(
+        &params,
+        TinyWeights::llama(),
+        |_, _| {},
+        "`float = \"never\"`: 15 of the weights of linear layers cannot multiply codes: \
+         `blk.0.attn_k.weight` (uint4 x32 f16 + f16), `blk.0.attn_output.weight` (uint4 x32 \
+         f16 + f16), `blk.0.attn_q.weight` (uint4 x32 f16 + f16), `blk.0.attn_v.weight` (uint4 x32 \
+         f16 + f16), 11 more",
+    );
+    check_rejected_with(
+        &params,
+        TinyWeights::qwen2(),
+        |_, _| {},
+        "`float = \"never\"` needs `key_centre = \"none\"`: the constants of centred keys are \
+         numbers, not codes",
+    );
+}
+
+#[test]
 fn the_graph_does_not_depend_on_the_architecture_name() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
@@ -239,6 +272,22 @@ fn all_parameter_problems_are_reported_at_once() {
         .map(|problem| problem.path.as_str())
         .collect();
     assert_eq!(paths, ["context", "prefill", "residual_exponent"]);
+    let params = json!({"float": "never", "key_centre": "bias", "sqnr_db": 50.0});
+    let mut messages = vec![];
+    for found in stage(&registry).check(&params, &[]).unwrap_err() {
+        messages.push(format!("{}: {}", found.path, found.problem.message));
+    }
+    assert_eq!(
+        messages,
+        [
+            "float: `float = \"never\"` needs `activations = \"u16\"`",
+            "float: `float = \"never\"` needs `kv = \"u8\"` or `kv = \"u16\"`",
+            "sqnr_db: `float = \"never\"` stores every value in codes, whatever its `sqnr_db`: \
+             remove one of them",
+            "key_centre: `float = \"never\"` needs `key_centre = \"none\"`: the constants of \
+             centred keys are numbers, not codes",
+        ]
+    );
     assert!(
         stage(&registry)
             .check(&json!({"prefill": 128, "context": 128}), &[])

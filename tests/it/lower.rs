@@ -333,6 +333,57 @@ y: f16 [1, 3, 4] = Reshape(y.shifted)
     );
 }
 
+#[test]
+fn an_embedding_in_codes_becomes_one_table_of_them() {
+    let blobs = [
+        (
+            "codes",
+            element::UINT4,
+            &[2, 4][..],
+            vec![0x10, 0xf8, 0x72, 0x3e],
+        ),
+        (
+            "scales",
+            element::FLOAT16,
+            &[2, 2][..],
+            f16s(&[1.0, 2.0, 3.0, 4.0]),
+        ),
+        ("offsets", element::FLOAT16, &[2, 2][..], f16s(&[0.5; 4])),
+    ];
+    let weight = WeightForm::BlockOffset;
+    let grid = Grid {
+        bits: 16,
+        scale: 0.0625,
+        zero_point: 10,
+    };
+    let builder = Builder::rounding([("y".to_string(), grid)].into());
+    let function = Function::Embedding { weight };
+    let (model, files) = call_in(builder, function, &[1, 3], &blobs, 2, -2);
+    let graph = lower_with(&model, &files).unwrap();
+    assert_eq!(
+        graph.to_string(),
+        "\
+graph one
+input x: i32 [1, 3]
+output y: q16 [1, 3, 4]
+y: q16 [1, 3, 4] = Gather(<w.table: q16 [2, 4]>, x, axis=0)
+"
+    );
+    let table = constant(&graph, "w.table");
+    // (code * scale + 0.5) / 4 in steps of 1/16, from 10.
+    let expected: [u16; 8] = [12, 16, 76, 132, 36, 96, 236, 60];
+    let mut bytes = vec![];
+    for code in expected {
+        bytes.extend(code.to_le_bytes());
+    }
+    assert_eq!(table.bytes, bytes);
+    let encoding = Encoding::ScaleOffset {
+        scale: 0.0625,
+        offset: -10,
+    };
+    assert_eq!(table.encoding, encoding);
+}
+
 /// The use of the weight in the device graph of one call, derived from its ops and constants.
 fn actual_use(graph: &DeviceGraph) -> DeviceUse {
     let find = |op: &str| graph.nodes.iter().find(|node| node.op == op);
@@ -372,6 +423,9 @@ fn actual_use(graph: &DeviceGraph) -> DeviceUse {
     }
     let Some(blocks) = find("ElementWiseMultiply") else {
         assert_eq!(graph.nodes.len(), 1, "a Gather");
+        if graph.tensor(graph.nodes[0].outputs[0]).encoding != Encoding::None {
+            return DeviceUse::LookupU16;
+        }
         let weight = DeviceEncoding::F16;
         return DeviceUse::Lookup { weight };
     };
@@ -437,6 +491,7 @@ fn stated_weight_uses_match_the_lowered_graph() {
             (linear, &[1, 1, 3, 64], &["x"]),
             (linear, &[1, 1, 3, 64], &["x", "y"]),
             (lookup, &[1, 3], &[]),
+            (lookup, &[1, 3], &["y"]),
         ] {
             let mut grids = BTreeMap::new();
             for name in rounded {
@@ -460,30 +515,37 @@ fn stated_weight_uses_match_the_lowered_graph() {
             "f16-from-u16",
             "f16-from-u16",
             "lookup-f16",
+            "lookup-u16",
             "float-block-4x16",
             "float-block-4x16-from-u16",
             "float-block-4x16-from-u16",
             "lookup-float-block-4x16",
+            "lookup-u16",
             "float-block-8x32",
             "float-block-8x32-from-u16",
             "float-block-8x32-from-u16",
             "lookup-float-block-8x32",
+            "lookup-u16",
             "float-block-4x32-offset",
             "float-block-4x32-offset-from-u16",
             "float-block-4x32-offset-from-u16",
             "lookup-float-block-4x32-offset",
+            "lookup-u16",
             "channel-8",
             "channel-8-from-u16",
             "channel-8-u16",
             "lookup-channel-8",
+            "lookup-u16",
             "channel-4",
             "channel-4-from-u16",
             "channel-4-u16",
             "lookup-channel-4",
+            "lookup-u16",
             "float-block-4x32",
             "float-block-4x32-from-u16",
             "lpbq-32-u16",
             "lookup-float-block-4x32",
+            "lookup-u16",
         ]
     );
 }

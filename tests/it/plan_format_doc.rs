@@ -137,6 +137,11 @@ fn the_chips_are_documented() {
             found.push(format!("{} {} {}", row[0], row[1], row[2]));
         }
     }
+    for name in Soc::names() {
+        let has_f16 = Soc::named(name).unwrap().has_f16;
+        let row = &rows(&page(), &format!("| `{name}` | "))[0];
+        assert_eq!(row[3], if has_f16 { "yes" } else { "no" }, "{name}");
+    }
     let text = |soc: Soc| format!("{} {} v{}", soc.name, soc.model, soc.arch);
     assert_eq!(found, expected.into_iter().map(text).collect::<Vec<_>>());
 }

@@ -111,8 +111,8 @@ fn invalid_parameters_are_reported() {
         json!({"soc": "sm8560", "graphs": ["prefill", "prefill"], "optimization": 4}),
         &["graph"],
         "graphs/1: \"prefill\" is in the list twice ()\noptimization: expected an integer from 1 to \
-         3, found 4 (Optimization level of the compiler.)\nsoc: expected `sm8450`, `sm8550`, `sm8650`, \
-         `sm8750` or `sm8850`, found `sm8560` (did you mean `sm8650`?)",
+         3, found 4 (Optimization level of the compiler.)\nsoc: expected `sm8450`, `sm8550`, `sm8635`, \
+         `sm8650`, `sm8750` or `sm8850`, found `sm8560` (did you mean `sm8650`?)",
     );
     check_problems(
         "dlc",
@@ -169,6 +169,33 @@ fn a_missing_library_is_reported() {
             Code::ToolFileMissing
         );
     }
+}
+
+#[test]
+fn a_tensor_in_fp16_is_refused_for_a_chip_without_fp16_before_a_library_is_loaded() {
+    let home = temporary_folder();
+    let folder = home.path().join("libraries");
+    std::fs::create_dir(&folder).unwrap();
+    for library in ["libQnnHtp.so", "libQnnSystem.so"] {
+        std::fs::write(folder.join(library), "no library").unwrap();
+    }
+    let runner = without_libraries(&home);
+    let graph = onnx(&runner, &tiny(), "int8-channel", small());
+    let problem = runner
+        .run(
+            "context-bin",
+            json!({"soc": "sm8635"}),
+            &[("graph", &graph)],
+        )
+        .unwrap_err();
+    assert_eq!(problem.code, Code::QnnNoF16, "{problem}");
+    assert_eq!(
+        problem.message,
+        "`attention_mask` of graph `prompt_ar6_cl16_1_of_1` needs fp16, which the HTP of sm8635 \
+         does not have"
+    );
+    let help = problem.help.unwrap();
+    assert!(help.contains("`float = \"never\"`"), "{help}");
 }
 
 #[test]

@@ -120,9 +120,18 @@ fn every_weight_use_is_accurate() {
             .into_iter()
             .map(|weight| layer(weight, LinearIo::U16)),
     );
+    uses.push(DeviceUse::LookupU16);
     for case in uses {
         let proof = prove(&libraries(), soc, case).unwrap();
         println!("{} {:.2e}", proof.encoding, proof.relative_rms_error);
+        // Only what needs no fp16 is tried on a chip without it.
+        let without = prove(&libraries(), Soc::named("sm8635").unwrap(), case);
+        if case.computes_in_f16() {
+            assert_eq!(code(without), "kiln::qnn::no_f16");
+        } else {
+            let proof = without.unwrap();
+            println!("sm8635 {} {:.2e}", proof.encoding, proof.relative_rms_error);
+        }
     }
 }
 

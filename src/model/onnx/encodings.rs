@@ -74,6 +74,14 @@ impl Grid {
         }
     }
 
+    /// The code of `value`, as QuantizeLinear computes it.
+    pub fn code(&self, value: f32) -> u32 {
+        let steps = (value / self.scale).round_ties_even() as i64;
+        let largest_code = (1i64 << self.bits) - 1;
+        let code = steps.saturating_add(self.zero_point.into());
+        code.clamp(0, largest_code) as u32
+    }
+
     /// Mean square of the rounding error.
     pub fn noise(&self) -> f64 {
         f64::from(self.scale).powi(2) / 12.0
@@ -175,6 +183,14 @@ impl<'a> Encodings<'a> {
             return None;
         }
         self.pairs.get(name).map(|pair| pair.grid)
+    }
+
+    /// The grid of the only output of `node`, if only QuantizeLinear reads it.
+    pub fn result_grid(&self, node: &NodeProto) -> Option<Grid> {
+        match node.output.as_slice() {
+            [output] => self.only_rounded(output),
+            _ => None,
+        }
     }
 
     /// The grid of `values`, if all of them have the same.
@@ -295,5 +311,16 @@ mod tests {
         );
         assert!(Grid::symmetric(16, 1.0).unwrap().is_symmetric());
         assert_eq!(Grid::unit(16).scale, 1.0 / 65536.0);
+    }
+
+    #[test]
+    fn codes_are_rounded_to_even_and_saturate() {
+        let grid = Grid {
+            bits: 8,
+            scale: 0.5,
+            zero_point: 3,
+        };
+        let codes = [0.0, 0.75, 1.25, -0.25, -9.0, 1e30].map(|value| grid.code(value));
+        assert_eq!(codes, [3, 5, 5, 3, 0, 255]);
     }
 }

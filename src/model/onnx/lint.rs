@@ -7,12 +7,14 @@
 //! - The second operand of a MatMul has 0 in the middle.
 //! - The output of Softmax and Sigmoid covers 0 to 1.
 //! - A scale lies between 1e-10 and 1e10.
+//! - A norm that computes in fp16 over 16 tokens is not rounded: QNN 2.51 computes wrong numbers where
+//!   a layer multiplies its codes, and right ones for every other number of tokens tried (1 to 272).
 
 use std::collections::BTreeMap;
 
 use super::encodings::{Encodings, Grid, moved};
 use super::proto::{ModelProto, NodeProto};
-use super::{Checked, DOMAIN};
+use super::{Checked, DOMAIN, Function};
 use crate::base::{Code, Problem, Result};
 use crate::model::decoder::inputs::Cache;
 
@@ -31,6 +33,9 @@ pub fn lint(graphs: &[&ModelProto]) -> Result<()> {
         .help("a stage `graph` with a `calibration` writes encodings that hold together"))
 }
 
+/// The number of tokens for which QNN 2.51 computes rounded norms wrong.
+const BROKEN_TOKENS: u64 = 16;
+
 /// A cache as an input or output: a description of the value, and its grid.
 type CacheUse = (String, Option<Grid>);
 
@@ -42,6 +47,7 @@ fn find_errors(graphs: &[&ModelProto]) -> Result<Vec<String>> {
         let encodings = Encodings::of(&checked)?;
         let graph = &checked.graph.name;
         let mut linter = Linter {
+            checked: &checked,
             encodings: &encodings,
             graph,
             findings: &mut findings,
@@ -99,6 +105,7 @@ fn check_cache(uses: &[CacheUse], findings: &mut Vec<String>) {
 }
 
 struct Linter<'a> {
+    checked: &'a Checked<'a>,
     encodings: &'a Encodings<'a>,
     graph: &'a str,
     findings: &'a mut Vec<String>,
@@ -110,6 +117,7 @@ impl Linter<'_> {
             self.check_movement(node);
         }
         match node.op_type.as_str() {
+            _ if Function::of(node) == Some(Function::RmsNorm) => self.check_norm(node),
             _ if node.domain == DOMAIN => {}
             "Softmax" | "Sigmoid" => self.check_unit_range(node),
             "MatMul" => self.check_second_operand(node),
@@ -187,6 +195,22 @@ impl Linter<'_> {
         }
     }
 
+    fn check_norm(&mut self, node: &NodeProto) {
+        let (x, y) = (first_name(&node.input), first_name(&node.output));
+        let tokens = match self.checked.types.get(y) {
+            Some(value_type) => value_type.dims.iter().rev().nth(1),
+            None => None,
+        };
+        if tokens == Some(&BROKEN_TOKENS) && self.grid(x).is_none() && self.rounded_to(y).is_some()
+        {
+            let what = format!(
+                "is rounded after a norm in fp16 over {BROKEN_TOKENS} tokens, which the device \
+                 computes wrong: choose another `prefill`"
+            );
+            self.add_finding(y, what);
+        }
+    }
+
     fn check_scale(&mut self, node: &NodeProto) {
         let value = first_name(&node.input);
         if let Some(Grid { scale, .. }) = self.rounded_to(value)
@@ -222,7 +246,7 @@ fn text(grid: Option<Grid>) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::proto::element;
-    use super::super::{Builder, Value};
+    use super::super::{Builder, Value, float};
     use super::*;
 
     /// A graph from statements: `in NAME`, `out NAME`, `NAME = OP A B`, `quantize NAME BITS SCALE
@@ -319,6 +343,39 @@ mod tests {
                  from 0",
             ],
         );
+    }
+
+    #[test]
+    fn a_norm_over_16_tokens_is_not_rounded() {
+        let findings = |tokens, rounded: &[&str]| {
+            let mut grids = BTreeMap::new();
+            for name in rounded {
+                grids.insert(name.to_string(), Grid::unit(16));
+            }
+            let mut builder = Builder::rounding(grids);
+            let dims = [1, 1, tokens, 4];
+            let x = builder.input("x", element::FLOAT, &dims);
+            let gamma = builder.constant("gamma", &[4], &[1.0; 4]);
+            let y = builder.call(
+                Function::RmsNorm,
+                "y",
+                &[&x, &gamma],
+                vec![float("epsilon", 1e-6)],
+                dims.into(),
+            );
+            builder.output(&y);
+            find_errors(&[&builder.finish("g")]).unwrap()
+        };
+        assert_eq!(
+            findings(16, &["y"]),
+            [
+                "`y.exact` of g is rounded after a norm in fp16 over 16 tokens, which the device \
+                 computes wrong: choose another `prefill`"
+            ]
+        );
+        assert!(findings(16, &[]).is_empty());
+        assert!(findings(17, &["y"]).is_empty());
+        assert!(findings(16, &["x", "y"]).is_empty(), "a norm on codes");
     }
 
     #[test]

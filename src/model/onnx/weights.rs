@@ -133,9 +133,13 @@ fn weight_use(
                 activations: activations(encodings, node, weight)?,
             })
         }
-        Some(Function::Embedding { .. }) => Some(WeightUse::Lookup {
-            weight: WeightCall::of(checked, node)?.encoding,
-        }),
+        Some(Function::Embedding { .. }) => {
+            let weight = WeightCall::of(checked, node)?.encoding;
+            Some(match encodings.result_grid(node) {
+                Some(Grid { bits: 16, .. }) => WeightUse::LookupU16 { weight },
+                _ => WeightUse::Lookup { weight },
+            })
+        }
         Some(Function::RmsNorm) | None => None,
     })
 }
@@ -148,7 +152,7 @@ pub fn activations(
     node: &NodeProto,
     weight: WeightEncoding,
 ) -> NodeResult<Activations> {
-    let (Some(x), Some(y)) = (node.input.first(), node.output.first()) else {
+    let Some(x) = node.input.first() else {
         return Ok(Activations::F16);
     };
     match encodings.grids.get(x.as_str()) {
@@ -156,7 +160,7 @@ pub fn activations(
         Some(Grid { bits: 16, .. }) => {}
         Some(Grid { bits, .. }) => return Err(format!("reads activations in {bits} bits")),
     }
-    match encodings.only_rounded(y) {
+    match encodings.result_grid(node) {
         Some(Grid { bits: 16, .. }) if weight.multiplies_codes() => Ok(Activations::U16),
         _ => Ok(Activations::F16FromU16),
     }
@@ -404,7 +408,7 @@ mod tests {
         );
         check(
             linear(WeightForm::Block, Some(32), &[codes, scales], Some(8)),
-            Err("node `y` (BlockLinear) reads activations in 8 bits"),
+            Err("node `y.exact` (BlockLinear) reads activations in 8 bits"),
         );
     }
 }

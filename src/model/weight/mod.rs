@@ -73,8 +73,13 @@ pub enum WeightUse {
         /// The type of the activations.
         activations: Activations,
     },
-    /// Looks up rows of it.
+    /// Looks up rows of it, in floating point.
     Lookup {
+        /// How it is stored.
+        weight: WeightEncoding,
+    },
+    /// Looks up rows of it in 16-bit codes, with one scale for all values.
+    LookupU16 {
         /// How it is stored.
         weight: WeightEncoding,
     },

@@ -76,16 +76,9 @@ impl Trial {
 
     /// Some rows of a table `[N, K]`.
     pub(super) fn lookup(encoding: DeviceEncoding) -> Self {
-        let ids: Vec<usize> = (0..T).map(|t| (21 * t + 5) % N).collect();
+        let ids = ids();
         let mut graph = Graph::new();
-        let input = graph.tensor(
-            "x",
-            TensorKind::Input,
-            DataType::Int32,
-            &[1, T],
-            Encoding::None,
-            String::new(),
-        );
+        let input = graph.ids();
         let (bits, block, has_offsets) = match encoding {
             DeviceEncoding::F16 => return Trial::lookup_f16(graph, input, &ids),
             DeviceEncoding::FloatBlock {
@@ -189,6 +182,38 @@ impl Trial {
     }
 }
 
+impl Trial {
+    /// Some rows of a table `[N, K]` of 16-bit codes. No number is rounded a second time, so that a
+    /// single wrong code shows.
+    pub(super) fn lookup_u16() -> Self {
+        let ids = ids();
+        let mut graph = Graph::new();
+        let input = graph.ids();
+        let table = Activation::new(true, Numbers(1).take(N * K));
+        let mut expected = vec![];
+        for &id in &ids {
+            expected.extend(&table.values[id * K..(id + 1) * K]);
+        }
+        let y = Activation {
+            exact: expected.clone(),
+            values: expected,
+            scale: table.scale,
+        };
+        let data = StaticData {
+            bytes: table.bytes(),
+            encoding: table.encoding(),
+        };
+        let table = graph.constant("table", DataType::UFixed16, &[N, K], data, "q16".into());
+        let output = graph.activation("y", TensorKind::Output, &y, &[1, T, K]);
+        graph.node("Gather", gather(), &[table, input], output);
+        Trial {
+            graph: graph.0,
+            inputs: [("x".to_string(), id_bytes(&ids))].into(),
+            y,
+        }
+    }
+}
+
 /// A bias of a layer that multiplies codes.
 struct Bias {
     data: StaticData,
@@ -222,6 +247,11 @@ impl Bias {
 
 fn gather() -> Vec<(&'static str, Param)> {
     vec![("axis", Param::I32(0))]
+}
+
+/// The rows that a lookup reads.
+fn ids() -> Vec<usize> {
+    (0..T).map(|t| (21 * t + 5) % N).collect()
 }
 
 fn id_bytes(ids: &[usize]) -> Vec<u8> {
@@ -266,6 +296,18 @@ impl Graph {
             encoding,
             note,
         })
+    }
+
+    /// The input of a lookup.
+    fn ids(&mut self) -> TensorId {
+        self.tensor(
+            "x",
+            TensorKind::Input,
+            DataType::Int32,
+            &[1, T],
+            Encoding::None,
+            String::new(),
+        )
     }
 
     /// An input or output of the graph.

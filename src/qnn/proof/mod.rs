@@ -84,6 +84,8 @@ pub enum DeviceUse {
         /// How it is stored.
         weight: DeviceEncoding,
     },
+    /// Looks up its rows in a table of 16-bit codes with one scale.
+    LookupU16,
 }
 
 impl DeviceEncoding {
@@ -116,6 +118,16 @@ impl DeviceUse {
                 weight.is_valid() && fits
             }
             DeviceUse::Lookup { weight } => weight.is_valid(),
+            DeviceUse::LookupU16 => true,
+        }
+    }
+
+    /// Whether it needs fp16.
+    pub fn computes_in_f16(self) -> bool {
+        match self {
+            DeviceUse::Linear { io, .. } => io != LinearIo::U16,
+            DeviceUse::Lookup { .. } => true,
+            DeviceUse::LookupU16 => false,
         }
     }
 }
@@ -140,7 +152,8 @@ impl fmt::Display for DeviceEncoding {
 }
 
 impl fmt::Display for DeviceUse {
-    /// `float-block-4x32`, `float-block-4x32-from-u16`, `channel-8-u16`, `lookup-float-block-8x32`.
+    /// `float-block-4x32`, `float-block-4x32-from-u16`, `channel-8-u16`, `lookup-float-block-8x32`,
+    /// `lookup-u16`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DeviceUse::Linear { weight, io } => {
@@ -152,6 +165,7 @@ impl fmt::Display for DeviceUse {
                 write!(f, "{weight}{io}")
             }
             DeviceUse::Lookup { weight } => write!(f, "lookup-{weight}"),
+            DeviceUse::LookupU16 => f.write_str("lookup-u16"),
         }
     }
 }
@@ -190,9 +204,13 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
             format!("there is no weight encoding {case} on the HTP"),
         ));
     }
+    if case.computes_in_f16() {
+        soc.require_f16(&format!("a weight as {case}"))?;
+    }
     let Trial { graph, inputs, y } = match case {
         DeviceUse::Linear { weight, io } => Trial::linear(weight, io),
         DeviceUse::Lookup { weight } => Trial::lookup(weight),
+        DeviceUse::LookupU16 => Trial::lookup_u16(),
     };
     let context = Context::new(&Backend::htp(folder, soc)?, false)?;
     let options = GraphOptions::Htp(HtpGraph {
@@ -218,8 +236,8 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
             ),
         )
         .help(
-            "override the scheme of these tensors in the `requant` stage: every chip computes \
-             `f16` right",
+            "override the scheme of these tensors in the `requant` stage: every chip with fp16 \
+             computes `f16` right",
         ));
     }
     Ok(Proof {
@@ -365,6 +383,7 @@ mod tests {
             DeviceUse::Lookup {
                 weight: weight(false),
             },
+            DeviceUse::LookupU16,
         ];
         for case in cases {
             assert!(case.is_valid(), "{case}");
@@ -377,7 +396,8 @@ mod tests {
                 "float-block-4x32-offset-from-u16",
                 "channel-8-u16",
                 "lpbq-32-u16",
-                "lookup-float-block-4x32"
+                "lookup-float-block-4x32",
+                "lookup-u16"
             ]
         );
         assert!(!linear(weight(false), LinearIo::U16).is_valid());

@@ -4,19 +4,20 @@
 //! Values that are copies of each other's data share a grid; they are a class. A class is rounded
 //! if its error is small and some operator computes on its codes. A class with a wide range stays
 //! float (the residual stream: its largest element is a thousand times an ordinary one), and so do
-//! values that only float operators read.
+//! values that only float operators read. With `float = "never"` every class is rounded.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use super::classes::Classes;
-use super::{Activations as Storage, Cache};
+use super::{Activations as Storage, Cache, Float};
 use crate::base::{Code, Problem, Result};
 use crate::model::calibration::{Activation, Activations};
 use crate::model::decoder::inputs::{self, HostInput};
 use crate::model::onnx::proto::{GraphProto, ModelProto, NodeProto};
 use crate::model::onnx::{Checked, Function, Grid, WeightCall};
+use crate::model::weight::blob_owner;
 
 /// The least distance of a masked score below the least visible one: its weight is then at most
 /// e^-30. Genie masks with the least code, so the grid of the mask decides how deep the mask is.
@@ -27,6 +28,7 @@ const MASKED: f32 = 30.0;
 pub(super) struct Policy {
     pub(super) activations: Storage,
     pub(super) cache: Cache,
+    pub(super) float: Float,
     /// The least signal to rounding noise.
     pub(super) sqnr_db: f64,
     /// How far a grid extends beyond the calibrated range on both sides, as a fraction of it.
@@ -81,7 +83,9 @@ pub(super) fn choose(
         report: BTreeMap::new(),
     };
     chooser.assign_grids();
-    chooser.drop_unused();
+    if policy.float == Float::WhereNeeded {
+        chooser.drop_unused();
+    }
     Ok(chooser.finish())
 }
 
@@ -100,7 +104,50 @@ fn check(graph: &GraphProto, calibration: &Activations) -> Result<()> {
         Code::GraphCalibration,
         format!("the calibration does not know {}", unknown.join(", ")),
     )
-    .help("calibrate a float graph of the same model, with the same exponents"))
+    .help("calibrate a float graph of the same model, with the same exponents and `key_centre`"))
+}
+
+/// The grid of values that are all 0.
+fn zeros(bits: u32) -> Grid {
+    Grid {
+        bits,
+        scale: 1.0,
+        zero_point: 1 << (bits - 1),
+    }
+}
+
+/// Most weights that a problem names.
+const NAMED: usize = 4;
+
+/// Refuses a graph with linear layers whose weights cannot multiply codes.
+pub(super) fn check_linear_layers(model: &ModelProto) -> Result<()> {
+    let checked = Checked::new(model)?;
+    let mut refused = BTreeSet::new();
+    for node in &checked.graph.node {
+        if let Some(Function::Linear { .. }) = Function::of(node)
+            && let Ok(call) = WeightCall::of(&checked, node)
+            && !call.encoding.multiplies_codes()
+        {
+            let name = blob_owner(&call.main().name);
+            refused.insert(format!("`{name}` ({})", call.encoding));
+        }
+    }
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let count = refused.len();
+    let mut names: Vec<String> = refused.into_iter().take(NAMED).collect();
+    if count > names.len() {
+        names.push(format!("{} more", count - names.len()));
+    }
+    Err(Problem::new(
+        Code::GraphWeights,
+        format!(
+            "`float = \"never\"`: {count} of the weights of linear layers cannot multiply codes: {}",
+            names.join(", ")
+        ),
+    )
+    .help("choose `int8-channel`, `int4-channel` or `lpbq-*` for them in the `requant` stage"))
 }
 
 struct Chooser<'a> {
@@ -181,11 +228,17 @@ impl<'a> Chooser<'a> {
             };
             // The mask does not count as a value of masked scores.
             let measured = uses.masked.get(&class).copied().unwrap_or(class);
+            let is_float_allowed = self.policy.float == Float::WhereNeeded;
             let Some(statistics) = self.statistics(measured) else {
+                if !is_float_allowed && self.classes.names(class).next().is_some() {
+                    self.insert(class, zeros(bits), None);
+                }
                 continue;
             };
-            let Some(grid) = self.grid(class, bits, &statistics, &uses, mask_depth) else {
-                continue;
+            let grid = match self.grid(class, bits, &statistics, &uses, mask_depth) {
+                Some(grid) => grid,
+                None if is_float_allowed => continue,
+                None => zeros(bits),
             };
             let is_fixed = is_cache || uses.unit.contains(&class) || uses.mask == Some(class);
             let sqnr_db = if is_fixed {
@@ -194,18 +247,29 @@ impl<'a> Chooser<'a> {
                 let sqnr_db = 10.0 * (statistics.bulk_square / grid.noise()).log10();
                 Some((sqnr_db * 100.0).round() / 100.0)
             };
-            let mut chosen = Chosen {
-                grid: Some(grid),
-                sqnr_db,
-                float: None,
-            };
-            if sqnr_db.is_none_or(|sqnr_db| sqnr_db >= self.policy.sqnr_db) {
-                self.grids.insert(class, grid);
-            } else {
-                (chosen.grid, chosen.float) = (None, Some("wide"));
+            let is_close = sqnr_db.is_none_or(|sqnr_db| sqnr_db >= self.policy.sqnr_db);
+            if is_close || !is_float_allowed {
+                self.insert(class, grid, sqnr_db);
+                continue;
             }
+            let chosen = Chosen {
+                grid: None,
+                sqnr_db,
+                float: Some("wide"),
+            };
             self.report.insert(class, chosen);
         }
+    }
+
+    /// Rounds `class` to `grid`.
+    fn insert(&mut self, class: usize, grid: Grid, sqnr_db: Option<f64>) {
+        self.grids.insert(class, grid);
+        let chosen = Chosen {
+            grid: Some(grid),
+            sqnr_db,
+            float: None,
+        };
+        self.report.insert(class, chosen);
     }
 
     /// The grid for the values of `class`; `None` if they are all 0.
@@ -451,6 +515,7 @@ mod tests {
         let policy = Policy {
             activations,
             cache,
+            float: Float::WhereNeeded,
             sqnr_db: 60.0,
             margin: 0.0,
         };
@@ -523,6 +588,7 @@ mod tests {
         let policy = Policy {
             activations: Storage::U16,
             cache: Cache::F16,
+            float: Float::WhereNeeded,
             sqnr_db: 60.0,
             margin: 0.0,
         };
