@@ -44,8 +44,9 @@ const MAX_EXPONENT: u32 = 12;
 /// More shards than any decoder has layers.
 const MAX_SHARDS: u32 = 1024;
 
-const FLOAT_CENTRES: &str = "`float = \"never\"` needs `key_centre = \"none\"`: the constants of centred keys are numbers, \
-     not codes";
+/// Why keys are not centred without floats.
+const FLOAT_CENTRES: &str = "`float = \"never\"` needs `key_centre = \"none\"`: the constants of \
+                             centred keys are numbers, not codes";
 
 /// The part of a calibration that grids are chosen by.
 const CALIBRATION: &str = "activations.json";

@@ -143,7 +143,8 @@ pub(super) fn check_linear_layers(model: &ModelProto) -> Result<()> {
     Err(Problem::new(
         Code::GraphWeights,
         format!(
-            "`float = \"never\"`: {count} of the weights of linear layers cannot multiply codes: {}",
+            "`float = \"never\"`: {count} of the weights of linear layers cannot multiply codes: \
+             {}",
             names.join(", ")
         ),
     )
