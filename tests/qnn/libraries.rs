@@ -294,7 +294,11 @@ fn only_some_chips_have_an_estimate() {
         assert!((1 << 20..1 << 21).contains(&found.read_bytes), "{found:?}");
     }
     for name in Soc::names() {
-        let problem = estimate(Soc::named(name).unwrap()).unwrap_err();
+        let soc = Soc::named(name).unwrap();
+        if !soc.has_f16 {
+            continue; // it refuses the graph
+        }
+        let problem = estimate(soc).unwrap_err();
         assert_eq!(problem.code, Code::QnnNoEstimate, "{problem}");
     }
 }
