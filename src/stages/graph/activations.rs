@@ -176,6 +176,8 @@ struct Uses {
     /// Cosines and sines, between -1 and 1.
     rotary: BTreeSet<usize>,
     mask: Option<usize>,
+    /// The rows of an embedding.
+    looked_up: BTreeSet<usize>,
 }
 
 impl Uses {
@@ -193,6 +195,9 @@ impl Uses {
         for node in &graph.node {
             let class = |names: &[String], index: usize| classes.of(names.get(index)?);
             let output = class(&node.output, 0);
+            if let Some(Function::Embedding { .. }) = Function::of(node) {
+                uses.looked_up.extend(output);
+            }
             let (first, second) = (class(&node.input, 0), class(&node.input, 1));
             match node.op_type.as_str() {
                 "MatMul" => uses.symmetric.extend(second),
@@ -227,9 +232,19 @@ impl<'a> Chooser<'a> {
                 (false, _, Storage::U16) => 16,
                 _ => continue,
             };
+            let is_float_allowed = self.policy.float == Float::WhereNeeded;
+            if is_float_allowed && uses.looked_up.contains(&class) {
+                // A table of 16-bit codes takes two to four times the bytes of a quantized one.
+                let chosen = Chosen {
+                    grid: None,
+                    sqnr_db: None,
+                    float: Some("looked up"),
+                };
+                self.report.insert(class, chosen);
+                continue;
+            }
             // The mask does not count as a value of masked scores.
             let measured = uses.masked.get(&class).copied().unwrap_or(class);
-            let is_float_allowed = self.policy.float == Float::WhereNeeded;
             let Some(statistics) = self.statistics(measured) else {
                 if !is_float_allowed && self.classes.names(class).next().is_some() {
                     self.insert(class, zeros(bits), None);
