@@ -77,6 +77,7 @@ fn sum() -> DeviceGraph {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn graphs_and_tensors_are_listed() {
+    let _alone = crate::alone();
     let libraries = crate::support::tools::qnn();
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

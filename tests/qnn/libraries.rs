@@ -84,6 +84,7 @@ fn layer(weight: DeviceEncoding, io: LinearIo) -> DeviceUse {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn every_weight_use_is_accurate() {
+    let _alone = crate::alone();
     let soc = Soc::named("sm8650").unwrap();
     let block = |bits, block, offsets| DeviceEncoding::FloatBlock {
         bits,
@@ -237,6 +238,7 @@ fn linear(name: &str, tokens: u32, rows: u32, columns: u32) -> DeviceGraph {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn a_context_binary_can_be_reloaded_and_run() {
+    let _alone = crate::alone();
     let folder = libraries();
     let soc = Soc::named("sm8650").unwrap();
     let context = Context::new(&Backend::htp(&folder, soc).unwrap(), false).unwrap();
@@ -282,6 +284,7 @@ fn a_context_binary_can_be_reloaded_and_run() {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn only_some_chips_have_an_estimate() {
+    let _alone = crate::alone();
     let folder = libraries();
     let estimate = |soc: Soc| {
         let context = Context::new(&Backend::htp(&folder, soc).unwrap(), false).unwrap();
@@ -306,6 +309,7 @@ fn only_some_chips_have_an_estimate() {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn a_rejected_operation_is_described() {
+    let _alone = crate::alone();
     let folder = libraries();
     let context = Context::new(
         &Backend::htp(&folder, Soc::named("sm8650").unwrap()).unwrap(),
@@ -354,6 +358,7 @@ fn a_rejected_operation_is_described() {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn an_invalid_binary_is_rejected() {
+    let _alone = crate::alone();
     let folder = libraries();
     for binary in [&b""[..], b"clay", &[0; 8192]] {
         let problem = System::open(&folder)
@@ -370,6 +375,7 @@ fn an_invalid_binary_is_rejected() {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn key_heads_can_be_the_batch_dimension() {
+    let _alone = crate::alone();
     let folder = libraries();
     let (heads, rows, width, past) = (3, 6, 64, 31);
     let mut graph = Small(DeviceGraph {
@@ -442,6 +448,7 @@ fn key_heads_can_be_the_batch_dimension() {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn a_dlc_can_be_written_listed_and_composed() {
+    let _alone = crate::alone();
     let folder = libraries();
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("one.dlc");

@@ -288,6 +288,7 @@ impl Engine for Htp {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn the_simulator_matches_the_reference_for_llama() {
+    let _alone = crate::alone();
     let lowered = lower_model(
         &TinyGguf::llama().tensor_type("token_embd.weight", Quant::Q8_0),
         json!({}),
@@ -302,6 +303,7 @@ fn the_simulator_matches_the_reference_for_llama() {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn the_simulator_matches_the_reference_for_a_scaled_qwen2() {
+    let _alone = crate::alone();
     let scaled = json!({"prefill": 6, "context": 16, "residual_exponent": 3, "ffn_exponent": 2});
     let lowered = lower_model(&TinyGguf::qwen2(), json!({}), scaled);
     let engine = Htp::new(&lowered.profiles, &lowered.graphs);
@@ -313,6 +315,7 @@ fn the_simulator_matches_the_reference_for_a_scaled_qwen2() {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn large_key_biases_need_centred_keys_on_the_simulator() {
+    let _alone = crate::alone();
     let model = TinyGguf::qwen2().large_biases();
     let error_with = |centre: &str| {
         let lowered = lower_model(
@@ -333,6 +336,7 @@ fn large_key_biases_need_centred_keys_on_the_simulator() {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn the_simulator_matches_the_reference_for_channel_schemes() {
+    let _alone = crate::alone();
     // Each scheme is used for tensors of one kind.
     let schemes = [
         ("attn_q", "int8-channel"),

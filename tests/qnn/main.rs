@@ -13,3 +13,12 @@ mod interpreter;
 mod libraries;
 mod lower_runs;
 mod native_weights;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Held by each test that loads a library: two backends in one process disturb each other, up to a
+/// crash or a wrong result.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -309,6 +309,7 @@ fn the_table_lists_the_encoding_of_every_type() {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn the_table_matches_the_simulator() {
+    let _alone = crate::alone();
     let soc = std::env::var("KILN_SOC").unwrap_or("sm8650".into());
     let backend = Backend::htp(&crate::support::tools::qnn(), Soc::named(&soc).unwrap()).unwrap();
     let types = block_types();
