@@ -11,6 +11,11 @@ use crate::model::facts::GraphFacts;
 /// The two graphs of a decoder, by role.
 pub const ROLES: [&str; 2] = ["prefill", "decode"];
 
+/// Both of them, the default of a parameter.
+pub fn both_roles() -> Vec<String> {
+    ROLES.map(String::from).into()
+}
+
 /// A context binary, in the folder of its shard if it has one.
 pub const BINARY: &str = "model.bin";
 

@@ -9,7 +9,7 @@ use super::Lowering;
 use super::stored::Stored;
 use crate::base::{Code, Result};
 use crate::model::onnx::proto::NodeProto;
-use crate::model::onnx::{Function, Grid, moved};
+use crate::model::onnx::{Function, Grid, activations, moved};
 use crate::model::weight::Activations;
 use crate::qnn::{DataType, Encoding, StaticData, TensorId, TensorKind};
 
@@ -19,25 +19,20 @@ const ON_CODES: [&str; 6] = ["Add", "Sub", "Mul", "Sigmoid", "MatMul", "Softmax"
 impl<'a> Lowering<'a> {
     /// Whether `node` computes on codes.
     pub(super) fn runs_on_codes(&self, node: &'a NodeProto) -> Result<bool> {
-        if let Some(Function::Linear { .. }) = Function::of(node) {
-            let call = self.weight_call(node)?;
-            return Ok(self.activations(node, &call)? == Activations::U16);
-        }
         let encodings = &self.encodings;
+        match Function::of(node) {
+            Some(Function::Linear { .. }) => {
+                let weight = self.weight_call(node)?.encoding;
+                let found = activations(encodings, node, weight)
+                    .map_err(|why| self.refuse(node, Code::LowerEncoding, &why))?;
+                return Ok(found == Activations::U16);
+            }
+            Some(Function::Embedding { .. }) => return Ok(encodings.lookup_grid(node).is_some()),
+            Some(Function::RmsNorm) => return Ok(encodings.norm_on_codes(node)),
+            None => {}
+        }
         if !moved(node).is_empty() {
             return Ok(node.output.iter().all(|name| encodings.is_on_grid(name)));
-        }
-        match Function::of(node) {
-            Some(Function::Embedding { .. }) => {
-                return Ok(encodings
-                    .result_grid(node)
-                    .is_some_and(|grid| grid.bits == 16));
-            }
-            Some(Function::RmsNorm) => {
-                let reads_codes = node.input.first().is_some_and(|x| encodings.is_on_grid(x));
-                return Ok(reads_codes && encodings.result_grid(node).is_some());
-            }
-            Some(Function::Linear { .. }) | None => {}
         }
         if !node.domain.is_empty() || !ON_CODES.contains(&node.op_type.as_str()) {
             return Ok(false);

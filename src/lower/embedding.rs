@@ -89,7 +89,7 @@ impl<'a> Lowering<'a> {
 
     /// The values of the weight of `call` in the codes of the output of `node`.
     fn coded_table(&mut self, node: &'a NodeProto, call: &WeightCall<'a>) -> Result<TensorId> {
-        let Some(grid) = self.encodings.result_grid(node) else {
+        let Some(grid) = self.encodings.lookup_grid(node) else {
             return Err(self.refuse(node, Code::LowerEncoding, "has no output in codes"));
         };
         let (shape, gain) = ([call.rows, call.columns], call.gain);

@@ -3,13 +3,10 @@
 use crate::model::weight::{Activations, Element, WeightEncoding, WeightUse};
 use crate::qnn::{DeviceEncoding, DeviceUse, LinearIo};
 
-/// How the lowering stores a weight of this encoding for a layer that computes so.
-pub(super) fn linear_encoding(
-    encoding: WeightEncoding,
-    activations: Activations,
-) -> DeviceEncoding {
-    match (encoding, activations) {
-        (WeightEncoding::Lpbq { block }, Activations::U16) => DeviceEncoding::Lpbq { block },
+/// How the lowering stores a weight of this encoding for a linear layer.
+pub(super) fn linear_encoding(encoding: WeightEncoding, on_codes: bool) -> DeviceEncoding {
+    match encoding {
+        WeightEncoding::Lpbq { block } if on_codes => DeviceEncoding::Lpbq { block },
         _ => f16_encoding(encoding),
     }
 }
@@ -47,7 +44,7 @@ pub fn device_use(weight_use: WeightUse) -> DeviceUse {
             weight,
             activations,
         } => DeviceUse::Linear {
-            weight: linear_encoding(weight, activations),
+            weight: linear_encoding(weight, activations == Activations::U16),
             io: match activations {
                 Activations::F16 => LinearIo::F16,
                 Activations::F16FromU16 => LinearIo::F16FromU16,

@@ -9,9 +9,9 @@ use super::grid::Grid;
 use super::half::{Fp16Weights, scale_times_gain};
 use super::stored::{Stored, transposed};
 use crate::base::{Code, Result};
-use crate::model::onnx::proto::NodeProto;
-use crate::model::onnx::{WeightCall, activations};
-use crate::model::weight::{Activations, Element, WeightPart, blob_owner};
+use crate::model::onnx::WeightCall;
+use crate::model::onnx::proto::{NodeProto, TensorProto};
+use crate::model::weight::{Element, WeightPart, blob_owner};
 use crate::qnn::{DataType, DeviceEncoding, Encoding, Param, StaticData, TensorId};
 
 impl<'a> Lowering<'a> {
@@ -28,8 +28,8 @@ impl<'a> Lowering<'a> {
             ));
         }
         let mut inputs = vec![x, self.linear_weight(node, &call)?];
-        if call.bias.is_some() {
-            inputs.push(self.linear_bias(node, &call, x)?);
+        if let Some(bias) = call.bias {
+            inputs.push(self.linear_bias(node, &call, bias, x)?);
         }
         let params = vec![
             ("stride", Param::Uint32s(vec![2], vec![1, 1])),
@@ -46,19 +46,9 @@ impl<'a> Lowering<'a> {
             .map_err(|why| self.refuse(node, Code::LowerWeight, &why))
     }
 
-    /// What the linear layer `node` reads and computes in.
-    pub(super) fn activations(
-        &self,
-        node: &'a NodeProto,
-        call: &WeightCall<'a>,
-    ) -> Result<Activations> {
-        activations(&self.encodings, node, call.encoding)
-            .map_err(|why| self.refuse(node, Code::LowerEncoding, &why))
-    }
-
     fn linear_weight(&mut self, node: &'a NodeProto, call: &WeightCall<'a>) -> Result<TensorId> {
         let shape = [call.rows as usize, call.columns as usize];
-        match linear_encoding(call.encoding, self.activations(node, call)?) {
+        match linear_encoding(call.encoding, self.on_codes) {
             DeviceEncoding::F16 => {
                 let values = self.constant(call.main())?;
                 self.plain_weight(values, shape, call.gain)
@@ -91,11 +81,9 @@ impl<'a> Lowering<'a> {
         &mut self,
         node: &'a NodeProto,
         call: &WeightCall<'a>,
+        bias: &TensorProto,
         x: TensorId,
     ) -> Result<TensorId> {
-        let Some(bias) = call.bias else {
-            return Err(self.refuse(node, Code::LowerInput, "has no bias"));
-        };
         let bias = self.constant(bias)?;
         if let Encoding::ScaleOffset { scale, .. } = self.device.tensor(x).encoding {
             let coded = CodedBias {

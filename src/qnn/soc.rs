@@ -15,8 +15,8 @@ pub struct Soc {
     pub has_f16: bool,
 }
 
-/// The chips to build for. libQnnHtp 2.51 accepts each pair of model and architecture. sm8350 (v68) is
-/// not supported: its HTP rejects block-quantized weights.
+/// The chips to build for. libQnnHtp 2.51 accepts each pair of model and architecture. sm8350 (v68)
+/// is not supported: its HTP rejects block-quantized weights.
 const SOCS: [Soc; 6] = [
     Soc {
         name: "sm8450",
@@ -155,6 +155,7 @@ mod tests {
             assert!(!help.contains("did you mean"), "{other}");
         }
     }
+
     #[test]
     fn an_estimated_chip_is_no_target() {
         for name in Soc::estimated_names() {

@@ -14,7 +14,7 @@ use crate::action::{
     TypedStage,
 };
 use crate::artifact::context::{
-    BINARY, CONTAINER, ROLES, add_shared_parts, on_cpu, pass_shared_parts,
+    BINARY, CONTAINER, ROLES, add_shared_parts, both_roles, on_cpu, pass_shared_parts,
 };
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Code, Problem, Result};
@@ -37,7 +37,7 @@ pub struct Params {
     #[schemars(range(min = 1))]
     sample: Option<u32>,
     /// The graphs in the binary.
-    #[serde(default = "default_graphs")]
+    #[serde(default = "both_roles")]
     #[schemars(extend("items" = serde_json::json!({ "enum": ROLES }), "minItems" = 1, "uniqueItems" = true))]
     graphs: Vec<String>,
     /// Whether the graphs share one copy of the weights. The simulator cannot load such a binary.
@@ -56,10 +56,6 @@ pub struct Params {
     #[serde(default)]
     #[schemars(range(max = MAX_VTCM_MB))]
     vtcm_mb: u32,
-}
-
-fn default_graphs() -> Vec<String> {
-    ROLES.map(String::from).into()
 }
 
 fn default_weight_sharing() -> bool {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::action::{
     InputSpec, InputStage, Inputs, Job, Order, Outputs, PartName, StageSpec, TypedStage,
 };
-use crate::artifact::context::ROLES;
+use crate::artifact::context::{ROLES, both_roles};
 use crate::artifact::estimate::{
     ESTIMATE, ESTIMATE_TEXT, Figures, GraphEstimate, ModelEstimate, NOTES, ShardEstimate,
 };
@@ -32,7 +32,7 @@ pub struct Params {
     #[schemars(extend("enum" = Soc::estimated_names()))]
     soc: String,
     /// The graphs to estimate.
-    #[serde(default = "default_graphs")]
+    #[serde(default = "both_roles")]
     #[schemars(extend("items" = serde_json::json!({ "enum": ROLES }), "minItems" = 1, "uniqueItems" = true))]
     graphs: Vec<String>,
     /// Estimate only this many of the graph's shards: the first, the last and some between. By
@@ -46,10 +46,6 @@ pub struct Params {
 
 fn default_soc() -> String {
     "qcs9075".into()
-}
-
-fn default_graphs() -> Vec<String> {
-    ROLES.map(String::from).into()
 }
 
 /// What to estimate: the graphs of one shard.

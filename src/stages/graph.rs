@@ -178,6 +178,14 @@ impl Default for Shards {
     }
 }
 
+/// A problem of the parameter `path`.
+fn problem(path: &str, message: String) -> ParamProblem {
+    ParamProblem {
+        path: path.into(),
+        problem: Problem::new(Code::PlanParameter, message),
+    }
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -268,10 +276,6 @@ impl TypedStage for Graph {
     };
 
     fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
-        let problem = |path: &str, message: String| ParamProblem {
-            path: path.into(),
-            problem: Problem::new(Code::PlanParameter, message),
-        };
         let mut problems = vec![];
         if params.context <= params.prefill {
             let (context, prefill) = (params.context, params.prefill);
@@ -423,12 +427,7 @@ impl Params {
             return vec![];
         }
         let mut problems = vec![];
-        let mut refuse = |path: &str, message: &str| {
-            problems.push(ParamProblem {
-                path: path.into(),
-                problem: Problem::new(Code::PlanParameter, message),
-            });
-        };
+        let mut refuse = |path, message: &str| problems.push(problem(path, message.into()));
         if self.activations != Activations::U16 {
             refuse("float", "`float = \"never\"` needs `activations = \"u16\"`");
         }
@@ -500,8 +499,8 @@ impl Params {
         Ok(choice)
     }
 
-    /// The whole decoder, which ONNX Runtime runs in `evaluate`, `calibrate` and `sensitivity`; then
-    /// the shards, embedding and head that are compiled separately.
+    /// The whole decoder, which ONNX Runtime runs in `evaluate`, `calibrate` and `sensitivity`;
+    /// then the shards, embedding and head that are compiled separately.
     fn subgraphs(&self, model: &DecoderSpec) -> Result<Vec<Subgraph>> {
         let mut subgraphs = vec![Subgraph::Layers(Shard::whole(model))];
         if let Shards::Count(count) = self.shards {

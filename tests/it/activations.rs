@@ -191,6 +191,11 @@ impl Tiny {
     fn is_quantized(&self, name: &str) -> bool {
         self.quantized.iter().any(|found| found == name)
     }
+
+    /// Whether a layer in f16 that reads codes was proved.
+    fn proves_layers_from_u16(&self) -> bool {
+        self.proved.iter().any(|name| name.ends_with("-from-u16"))
+    }
 }
 
 /// Calibrates a tiny model, builds its graph with the parameters `graph` and the layers in `scheme`,
@@ -309,6 +314,7 @@ fn u16_activations_are_accurate_in_onnx_runtime_and_the_simulator() {
         tiny.quantized
     );
     assert!(tiny.is_quantized("blk.1.gate_up"), "{:?}", tiny.quantized);
+    assert!(tiny.proves_layers_from_u16(), "{:?}", tiny.proved);
     assert!(tiny.onnx_runtime < 1e-5, "{}", tiny.onnx_runtime);
     assert!(tiny.simulator < 1e-4, "{}", tiny.simulator);
 }
@@ -380,6 +386,7 @@ fn an_8_bit_kv_cache_is_accurate() {
     let params = json!({"activations": "u16", "kv": "u8"});
     let tiny = tiny(&TinyGguf::llama(), "native", params);
     assert!(tiny.is_quantized("past_key_1_in"), "{:?}", tiny.quantized);
+    assert!(tiny.proves_layers_from_u16(), "{:?}", tiny.proved);
     assert!(tiny.onnx_runtime < 1e-3, "{}", tiny.onnx_runtime);
     assert!(tiny.simulator < 1e-3, "{}", tiny.simulator);
 }

@@ -273,23 +273,28 @@ fn integer_steps_of_an_offset_move_into_the_codes() {
     assert_eq!(codes, [-8, 2, -8, 4, 7, 5, -7, 7], "[K, N]");
 }
 
-#[test]
-fn an_embedding_becomes_gather_and_multiply() {
-    let blobs = [
+/// A table `[2, 4]` in blocks of 2 with offsets.
+fn embedding_blobs() -> [(&'static str, i32, &'static [u64], Vec<u8>); 3] {
+    [
         (
             "codes",
             element::UINT4,
-            &[2, 4][..],
+            &[2, 4],
             vec![0x10, 0xf8, 0x72, 0x3e],
         ),
         (
             "scales",
             element::FLOAT16,
-            &[2, 2][..],
+            &[2, 2],
             f16s(&[1.0, 2.0, 3.0, 4.0]),
         ),
-        ("offsets", element::FLOAT16, &[2, 2][..], f16s(&[0.5; 4])),
-    ];
+        ("offsets", element::FLOAT16, &[2, 2], f16s(&[0.5; 4])),
+    ]
+}
+
+#[test]
+fn an_embedding_becomes_gather_and_multiply() {
+    let blobs = embedding_blobs();
     let (model, files) = one_call(
         Function::Embedding {
             weight: WeightForm::BlockOffset,
@@ -335,21 +340,7 @@ y: f16 [1, 3, 4] = Reshape(y.shifted)
 
 #[test]
 fn an_embedding_in_codes_becomes_one_table_of_them() {
-    let blobs = [
-        (
-            "codes",
-            element::UINT4,
-            &[2, 4][..],
-            vec![0x10, 0xf8, 0x72, 0x3e],
-        ),
-        (
-            "scales",
-            element::FLOAT16,
-            &[2, 2][..],
-            f16s(&[1.0, 2.0, 3.0, 4.0]),
-        ),
-        ("offsets", element::FLOAT16, &[2, 2][..], f16s(&[0.5; 4])),
-    ];
+    let blobs = embedding_blobs();
     let weight = WeightForm::BlockOffset;
     let grid = Grid {
         bits: 16,

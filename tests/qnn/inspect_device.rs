@@ -89,14 +89,8 @@ fn graphs_and_tensors_are_listed() {
         false,
     )
     .unwrap();
-    htp.build(
-        &sum(),
-        &GraphOptions::Htp(HtpGraph {
-            optimization: 3,
-            vtcm_mb: 0,
-        }),
-    )
-    .unwrap();
+    htp.build(&sum(), &GraphOptions::Htp(HtpGraph::default()))
+        .unwrap();
     std::fs::write(at("model.bin"), htp.binary().unwrap()).unwrap();
     std::fs::write(
         at("model.dlc"),

@@ -464,15 +464,7 @@ fn a_dlc_can_be_written_listed_and_composed() {
         true,
     )
     .unwrap();
-    dlc.compose(
-        &context,
-        "one",
-        HtpGraph {
-            optimization: 3,
-            vtcm_mb: 0,
-        },
-    )
-    .unwrap();
+    dlc.compose(&context, "one", HtpGraph::default()).unwrap();
     let binary = context.binary().unwrap();
     println!("{:?}", system.binary_info(&binary).unwrap());
     let container = system.wrap(&context).unwrap();

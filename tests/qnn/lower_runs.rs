@@ -233,8 +233,8 @@ impl Htp {
             Backend::htp(&crate::support::tools::qnn(), Soc::named("sm8650").unwrap()).unwrap();
         let context = Context::new(&backend, false).unwrap();
         let options = GraphOptions::Htp(HtpGraph {
-            optimization: 3,
             vtcm_mb: 8,
+            ..HtpGraph::default()
         });
         let graphs = graphs
             .each_ref()

@@ -198,8 +198,8 @@ fn lowered(name: &str, weight: &Weight, rows: usize) -> DeviceGraph {
 fn build(backend: &Rc<Backend>, graph: &DeviceGraph) -> (Context, GraphInfo) {
     let context = Context::new(backend, false).unwrap();
     let options = GraphOptions::Htp(HtpGraph {
-        optimization: 3,
         vtcm_mb: 8,
+        ..HtpGraph::default()
     });
     let info = context.build(graph, &options).unwrap();
     (context, info)

@@ -193,6 +193,17 @@ impl<'a> Encodings<'a> {
         }
     }
 
+    /// The grid of the codes that the embedding `node` looks up; `None` if it looks up numbers.
+    pub fn lookup_grid(&self, node: &NodeProto) -> Option<Grid> {
+        self.result_grid(node).filter(|grid| grid.bits == 16)
+    }
+
+    /// Whether the norm `node` computes on codes.
+    pub fn norm_on_codes(&self, node: &NodeProto) -> bool {
+        let reads_codes = node.input.first().is_some_and(|x| self.is_on_grid(x));
+        reads_codes && self.result_grid(node).is_some()
+    }
+
     /// The grid of `values`, if all of them have the same.
     fn common_grid(&self, values: &[String]) -> Option<Grid> {
         let (first, others) = values.split_first()?;

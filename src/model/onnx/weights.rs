@@ -135,18 +135,18 @@ fn weight_use(
         }
         Some(Function::Embedding { .. }) => {
             let weight = WeightCall::of(checked, node)?.encoding;
-            Some(match encodings.result_grid(node) {
-                Some(Grid { bits: 16, .. }) => WeightUse::LookupU16 { weight },
-                _ => WeightUse::Lookup { weight },
+            Some(match encodings.lookup_grid(node) {
+                Some(_) => WeightUse::LookupU16 { weight },
+                None => WeightUse::Lookup { weight },
             })
         }
         Some(Function::RmsNorm) | None => None,
     })
 }
 
-/// What the linear layer `node` over `weight` reads and computes in. It multiplies codes if input and
-/// output are in 16-bit codes and the weight can do so. An error is the predicate of a sentence about
-/// the node.
+/// What the linear layer `node` over `weight` reads and computes in. It multiplies codes if input
+/// and output are in 16-bit codes and the weight can do so. An error is the predicate of a sentence
+/// about the node.
 pub fn activations(
     encodings: &Encodings,
     node: &NodeProto,

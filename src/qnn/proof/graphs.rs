@@ -180,9 +180,7 @@ impl Trial {
             y,
         }
     }
-}
 
-impl Trial {
     /// Some rows of a table `[N, K]` of 16-bit codes. No number is rounded a second time, so that a
     /// single wrong code shows.
     pub(super) fn lookup_u16() -> Self {

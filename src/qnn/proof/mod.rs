@@ -213,10 +213,7 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
         DeviceUse::LookupU16 => Trial::lookup_u16(),
     };
     let context = Context::new(&Backend::htp(folder, soc)?, false)?;
-    let options = GraphOptions::Htp(HtpGraph {
-        optimization: 3,
-        vtcm_mb: 0,
-    });
+    let options = GraphOptions::Htp(HtpGraph::default());
     let info = context.build(&graph, &options).map_err(|problem| {
         problem.within(format!(
             "the HTP of {} does not take weights as {case}",

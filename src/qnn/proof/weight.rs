@@ -141,9 +141,7 @@ impl Weight {
         };
         Weight::coded(&codes, values, encoding)
     }
-}
 
-impl Weight {
     /// The scale of each output, for a weight that has one.
     pub(super) fn row_scales(&self) -> &[f32] {
         match &self.data.encoding {

@@ -74,7 +74,6 @@ pub(super) fn choose(
     check(graph, calibration)?;
     let mut chooser = Chooser {
         checked,
-        graph,
         calibration,
         // A cache of other codes than the values it is made from is rounded again at the output.
         classes: Classes::new(graph, |value| !same_codes && is_cache(value)),
@@ -153,7 +152,6 @@ pub(super) fn check_linear_layers(model: &ModelProto) -> Result<()> {
 
 struct Chooser<'a> {
     checked: Checked<'a>,
-    graph: &'a GraphProto,
     calibration: &'a Activations,
     classes: Classes<'a>,
     policy: Policy,
@@ -217,7 +215,7 @@ impl Uses {
 impl<'a> Chooser<'a> {
     /// Assigns a grid to every class whose rounding error is small.
     fn assign_grids(&mut self) {
-        let uses = Uses::of(self.graph, &self.classes);
+        let uses = Uses::of(self.checked.graph, &self.classes);
         let mut mask_depth = 0.0f32;
         for scores in uses.masked.values() {
             if let Some(scores) = self.statistics(*scores) {
@@ -235,12 +233,7 @@ impl<'a> Chooser<'a> {
             let is_float_allowed = self.policy.float == Float::WhereNeeded;
             if is_float_allowed && uses.looked_up.contains(&class) {
                 // A table of 16-bit codes takes two to four times the bytes of a quantized one.
-                let chosen = Chosen {
-                    grid: None,
-                    sqnr_db: None,
-                    float: Some("looked up"),
-                };
-                self.report.insert(class, chosen);
+                self.keep_float(class, None, "looked up");
                 continue;
             }
             // The mask does not count as a value of masked scores.
@@ -266,15 +259,20 @@ impl<'a> Chooser<'a> {
             let is_close = sqnr_db.is_none_or(|sqnr_db| sqnr_db >= self.policy.sqnr_db);
             if is_close || !is_float_allowed {
                 self.insert(class, grid, sqnr_db);
-                continue;
+            } else {
+                self.keep_float(class, sqnr_db, "wide");
             }
-            let chosen = Chosen {
-                grid: None,
-                sqnr_db,
-                float: Some("wide"),
-            };
-            self.report.insert(class, chosen);
         }
+    }
+
+    /// Leaves `class` in floating point, for the reason `why`.
+    fn keep_float(&mut self, class: usize, sqnr_db: Option<f64>, why: &'static str) {
+        let chosen = Chosen {
+            grid: None,
+            sqnr_db,
+            float: Some(why),
+        };
+        self.report.insert(class, chosen);
     }
 
     /// Rounds `class` to `grid`.
@@ -321,8 +319,7 @@ impl<'a> Chooser<'a> {
     fn drop_unused(&mut self) {
         loop {
             let mut used: BTreeSet<usize> = BTreeSet::new();
-            let graph: &'a GraphProto = self.graph;
-            for node in &graph.node {
+            for node in &self.checked.graph.node {
                 used.extend(self.classes_used_by(node));
             }
             let mut unused = vec![];
