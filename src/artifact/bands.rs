@@ -236,6 +236,7 @@ pub fn error_facts(tensor: &BlockTensor, scheme: &str, error: ErrorSum) -> Error
         scheme: scheme.into(),
         exact: error.is_exact(),
         sqnr_db: error.sqnr_db(),
+        output_sqnr_db: None,
         max_error: error.max_error(),
         clipped: None,
     }

@@ -225,6 +225,7 @@ mod tests {
             scheme: scheme.into(),
             exact,
             sqnr_db,
+            output_sqnr_db: None,
             max_error: if exact { 0.0 } else { 0.0125 },
             clipped: if exact { None } else { Some(0.00125) },
         };

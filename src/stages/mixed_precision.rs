@@ -5,6 +5,7 @@
 //! It is written as the overrides of a `requant` stage, to be read, pinned and edited; `requant`
 //! with `scheme = "auto"` takes them as they are.
 
+mod groups;
 mod knapsack;
 
 use std::collections::BTreeMap;
@@ -15,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::action::{InputSpec, Inputs, Job, Order, Outputs, PartName, StageSpec, TypedStage};
 use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, OVERRIDES};
-use crate::artifact::sensitivity::{Cost, TensorCosts};
+use crate::artifact::sensitivity::{Cost, Measured, TensorCosts};
 use crate::base::{self, CanonJson, Code, Problem, Result, bytes};
+use groups::tensor_costs;
 use knapsack::Choice;
 
 /// The parameters.
@@ -61,11 +63,11 @@ impl TypedStage for MixedPrecision {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let mut tensors: Vec<TensorCosts> = vec![];
+        let mut measured: Vec<Measured> = vec![];
         for (_, input) in job.inputs() {
-            tensors.push(input.facts.read()?);
+            measured.push(input.facts.read()?);
         }
-        let assignment = assign(&tensors, params.bytes)?;
+        let assignment = assign(&tensor_costs(measured), params.bytes)?;
         let text = render(&assignment, params.bytes);
         let part = job.write(text.as_bytes(), CanonJson::of(&assignment)?)?;
         Ok([(PartName::new(OVERRIDES)?, part)].into())

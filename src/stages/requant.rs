@@ -57,7 +57,14 @@ pub struct RequantOrder {
     /// Number of heads whose rows are permuted from interleaved to half-split order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rope_heads: Option<u32>,
+    /// [`ROUNDING`], if the tensor is rounded with a calibration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rounding: Option<u32>,
 }
+
+/// Version of what depends on a calibration: codes, scales and the facts of the error. It is part
+/// of the key of those tensors alone, so that a change leaves all others in the cache.
+const ROUNDING: u32 = 2;
 
 impl TypedStage for Requant {
     type Params = Params;
@@ -155,7 +162,11 @@ impl TypedStage for Requant {
                 Some(spec) => spec.interleaved_heads,
                 None => None,
             };
-            let order = RequantOrder { scheme, rope_heads };
+            let order = RequantOrder {
+                scheme,
+                rope_heads,
+                rounding: None,
+            };
             let mut order = Order::new(tensor.name, order)
                 .input(bands::INPUT, tensor.part)
                 .demand(demand(tensor, scheme));
@@ -230,6 +241,7 @@ fn choose_schemes(
 
 /// Adds the moments of the tensor's inputs to `order`, or their diagonal, if `calibration` has any.
 fn with_calibration(mut order: Order<RequantOrder>, calibration: &Manifest) -> Order<RequantOrder> {
+    order.params.rounding = Some(ROUNDING);
     if let Some(moments) = calibration.get(&format!("{MOMENTS}/{}", order.name)) {
         order.demand = with_moments(order.demand, moments);
         return order.input(MOMENTS, moments);

@@ -168,6 +168,7 @@ fn native_weights_equal_the_source_bit_for_bit() {
                 scheme: "native".into(),
                 exact: true,
                 sqnr_db: None,
+                output_sqnr_db: None,
                 max_error: 0.0,
                 clipped: None,
             };

@@ -114,6 +114,98 @@ fn sensitivity_equals_the_score_of_a_build_with_that_override() {
     );
 }
 
+/// The cost of a group equals the score of a build with the scheme for all its tensors, and the
+/// costs of its tensors, as `mixed-precision` computes them, add up to it.
+#[test]
+#[ignore = "needs ONNX Runtime"]
+fn groups_are_measured_together() {
+    let home = tempfile::tempdir().unwrap();
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let model = runner.inspect(&TinyGguf::llama().write());
+    let sizes = json!({"prefill": 16, "context": 32});
+    let graph = runner.graph(&model, "native", sizes.clone());
+    let candidates =
+        ["lpbq-32", "int8-channel"].map(|scheme| runner.graph(&model, scheme, sizes.clone()));
+    let reference = runner.reference(&model, json!({"windows": 1, "tokens": 12}));
+    let params = json!({"match": ["blk.*.ffn_*.weight"], "groups": true});
+    let slots = [
+        ("reference", &reference),
+        ("graph", &graph),
+        ("candidates", &candidates[0]),
+        ("candidates", &candidates[1]),
+    ];
+    let sensitivity = runner.run("sensitivity", params, &slots).unwrap();
+    let names: Vec<&str> = sensitivity.parts.keys().map(|name| name.as_str()).collect();
+    let groups = [
+        "blk.0",
+        "blk.1",
+        "ffn_down.weight",
+        "ffn_gate.weight",
+        "ffn_up.weight",
+    ];
+    assert_eq!(names, groups.map(|group| format!("{group}/costs.json")));
+
+    for (group, pattern, members) in [
+        ("blk.1", "blk.1.ffn_*.weight", 3),
+        ("ffn_up.weight", "blk.*.ffn_up.weight", 2),
+    ] {
+        let facts = sensitivity
+            .part(&format!("{group}/costs.json"))
+            .unwrap()
+            .facts
+            .value();
+        let tensors = facts["tensors"].as_array().unwrap();
+        assert_eq!(tensors.len(), members);
+        assert_eq!(tensors[0]["own"]["scheme"], "native");
+        assert_eq!(tensors[0]["candidates"][1]["scheme"], "int8-channel");
+        let overrides = json!({"override": [{"match": pattern, "scheme": "lpbq-32"}]});
+        let weights = runner
+            .run("requant", overrides, &[("tensors", &model)])
+            .unwrap();
+        let slots = [("model", &model), ("weights", &weights)];
+        let changed = runner.run("graph", sizes.clone(), &slots).unwrap();
+        let score = runner.evaluate(&reference, "graph", &changed);
+        let (measured, scored) = (facts["kld"].as_f64().unwrap(), kld(&runner, &score));
+        assert!(
+            measured > 0.0 && (measured - scored).abs() <= 1e-12,
+            "{group}: {measured:e} is not {scored:e}"
+        );
+    }
+
+    // At the smallest size all tensors take `lpbq-32`, so that the expected cost is the sum.
+    let sum = |groups: &[&str]| -> f64 {
+        let cost = |group: &&str| {
+            let part = sensitivity.part(&format!("{group}/costs.json")).unwrap();
+            part.facts.value()["kld"].as_f64().unwrap()
+        };
+        groups.iter().map(cost).sum()
+    };
+    let mut least = 0;
+    for group in ["blk.0", "blk.1"] {
+        let facts = sensitivity
+            .part(&format!("{group}/costs.json"))
+            .unwrap()
+            .facts
+            .value();
+        for tensor in facts["tensors"].as_array().unwrap() {
+            least += tensor["candidates"][0]["bytes"].as_u64().unwrap();
+        }
+    }
+    let slots = [("sensitivity", &sensitivity)];
+    let choice = runner
+        .run("mixed-precision", json!({ "bytes": least }), &slots)
+        .unwrap();
+    let expected = choice.part("overrides.toml").unwrap().facts.value()["kld"]
+        .as_f64()
+        .unwrap();
+    // The last groups that are fitted are the kinds.
+    let kinds = sum(&groups[2..]);
+    assert!(
+        (expected / kinds - 1.0).abs() < 1e-9,
+        "{expected:e} is not {kinds:e}"
+    );
+}
+
 #[test]
 #[ignore = "needs ONNX Runtime"]
 fn identical_candidates_are_rejected() {

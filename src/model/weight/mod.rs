@@ -55,6 +55,11 @@ pub struct ErrorFacts {
     /// Signal to quantization noise, in dB, to a hundredth; absent if there is no noise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sqnr_db: Option<f64>,
+    /// The same in the output of the layer: by the second moments of its inputs, or by their mean
+    /// squares, whichever the calibration has. Absent without a calibration, and for schemes that
+    /// do not use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_sqnr_db: Option<f64>,
     /// Largest absolute error.
     pub max_error: f64,
     /// Share of the values beyond the last code, to a millionth; absent if no value can be.

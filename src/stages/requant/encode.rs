@@ -173,6 +173,12 @@ fn encode_rows(
     )?;
     let share = sum.clipped as f64 / tensor.len() as f64;
     let clipped = Some((1e6 * share).round() / 1e6);
+    let calibrated = job.input(MOMENTS).is_ok() || job.input(DIAGONAL).is_ok();
+    let output_sqnr_db = if calibrated {
+        sum.output_sqnr_db()
+    } else {
+        None
+    };
     let encoding = match layout.block {
         None => WeightEncoding::Channel {
             codes: layout.codes,
@@ -183,6 +189,7 @@ fn encode_rows(
         encoding,
         blobs,
         ErrorFacts {
+            output_sqnr_db,
             clipped,
             ..facts(tensor, scheme, sum.error)
         },

@@ -22,7 +22,7 @@ pub(super) enum Scheme {
     /// 8-bit codes with an fp16 scale per 32 values of a row; rounded.
     Int8Block,
     /// 8-bit codes with a scale per row, which clips large values where that lowers the error;
-    /// rounded.
+    /// rounded, with a calibration if there is one.
     Int8Channel,
     /// 4-bit codes with a scale per row, which clips large values where that lowers the error;
     /// rounded, with a calibration if there is one.
@@ -93,7 +93,7 @@ impl Scheme {
 
     /// Whether its result depends on a calibration.
     pub(super) fn uses_calibration(self) -> bool {
-        matches!(self.rows(), Some(layout) if layout.codes == Element::Int4)
+        self.rows().is_some()
     }
 
     /// The number of columns must be a multiple of this.

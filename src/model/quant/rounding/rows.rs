@@ -74,6 +74,10 @@ impl<'a> RowPieces<'a> {
 pub struct RowSum {
     /// Error against the source.
     pub error: ErrorSum,
+    /// Sum of squares of the layer's output, by the metric of the rounding.
+    signal: f64,
+    /// Sum of squares of the output's error, by the same metric.
+    noise: f64,
     /// Values beyond the last code.
     pub clipped: u64,
 }
@@ -83,7 +87,19 @@ impl RowSum {
     pub fn and(self, next: Self) -> Self {
         RowSum {
             error: self.error.and(next.error),
+            signal: self.signal + next.signal,
+            noise: self.noise + next.noise,
             clipped: self.clipped + next.clipped,
+        }
+    }
+
+    /// Signal to rounding noise in the layer's output in dB, rounded to 0.01 as
+    /// [`ErrorSum::sqnr_db`]. `None` if there is no noise.
+    pub fn output_sqnr_db(&self) -> Option<f64> {
+        if self.noise > 0.0 {
+            Some((1000.0 * (self.signal / self.noise).log10()).round() / 100.0)
+        } else {
+            None
         }
     }
 }
@@ -215,6 +231,8 @@ impl RowRounding {
         let mut sum = RowSum::default();
         let blocks = self.columns / block;
         for row in 0..rows {
+            sum.signal += f64::from(found.signal[row]);
+            sum.noise += f64::from(found.cost[row]);
             let scale = found.scales[row];
             let mut codes = vec![0i8; self.columns];
             for (position, column) in self.metric.order.iter().enumerate() {

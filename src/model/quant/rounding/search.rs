@@ -89,8 +89,10 @@ pub(super) struct Rounded {
     pub(super) integers: Vec<Lanes>,
     /// By position: the value minus the rounded value.
     errors: Vec<Lanes>,
-    /// One per row.
-    cost: Lanes,
+    /// The cost of the errors, one per row.
+    pub(super) cost: Lanes,
+    /// The cost of zeros in place of all values, one per row.
+    pub(super) signal: Lanes,
 }
 
 /// A rounded block of positions.
@@ -119,6 +121,7 @@ impl<'a> Tile<'a> {
             integers: vec![[1.0; LANES]; values.len().div_ceil(metric.block)],
             errors: zeros,
             cost: [f32::INFINITY; LANES],
+            signal: [0.0; LANES],
         };
         Tile {
             range,
@@ -144,7 +147,7 @@ impl<'a> Tile<'a> {
                 self.try_scales(self.rounded.scales, false);
             }
             self.round_to_nearest();
-            return self.rounded;
+            return self.measured();
         }
         // From here on, costs include feedback.
         self.rounded.cost = self.metric.cost(&self.rounded.errors);
@@ -160,6 +163,14 @@ impl<'a> Tile<'a> {
             }
             self.refine_blocks();
         }
+        self.measured()
+    }
+
+    /// The rounded rows with their costs.
+    #[inline(always)]
+    fn measured(mut self) -> Rounded {
+        self.rounded.cost = self.metric.cost(&self.rounded.errors);
+        self.rounded.signal = self.metric.cost(&self.values);
         self.rounded
     }
 
