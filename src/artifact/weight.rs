@@ -3,7 +3,7 @@
 use crate::action::{Blob, Job, Manifest, Part};
 use crate::base::{Code, Problem, Result};
 use crate::model::quant::number_at;
-use crate::model::weight::{Element, WeightFacts, WeightPart};
+use crate::model::weight::{Element, SumColumns, WeightFacts, WeightPart};
 
 /// The values of a tensor.
 pub struct Weight {
@@ -13,6 +13,8 @@ pub struct Weight {
     pub columns: usize,
     /// Columns that share a scale.
     block: usize,
+    /// The columns that follow those of the weight in its parts.
+    added: Option<SumColumns>,
     /// The values or codes come first.
     parts: Vec<(WeightPart, Numbers)>,
 }
@@ -92,6 +94,7 @@ impl Weight {
             rows: rows as usize,
             columns: columns as usize,
             block: encoding.block(columns).unwrap_or(columns) as usize,
+            added: encoding.added_columns(columns),
             parts,
         })
     }
@@ -112,11 +115,23 @@ impl Weight {
         None
     }
 
+    /// Whether the codes of `block` of the row that begins at code `first` are stored minus 1.
+    fn is_shifted(&self, first: usize, block: usize) -> bool {
+        let (Some(added), Some((_, codes))) = (self.added, self.parts.first()) else {
+            return false;
+        };
+        let coarse = first + self.columns + block;
+        let fine = coarse + added.group() as usize;
+        [coarse, fine].iter().any(|index| codes.at(*index) != 0.0)
+    }
+
     /// Writes the values of a row to `out`: `code * scale + offset` in f32, as `docs/artifacts.md`
     /// defines them.
     pub fn row(&self, row: usize, out: &mut [f32]) {
+        let added = self.added.map_or(0, SumColumns::count) as usize;
+        let width = self.columns + added;
         if let Some((_, main)) = self.parts.first() {
-            let first = row * self.columns;
+            let first = row * width;
             for (index, value) in out.iter_mut().enumerate() {
                 *value = main.at(first + index);
             }
@@ -130,9 +145,14 @@ impl Weight {
             Some(channels) => channels.at(row),
             None => 1.0,
         };
-        let first = row * (self.columns / self.block);
+        let first = row * (width / self.block);
         for (block, values) in out.chunks_mut(self.block).enumerate() {
             let scale = channel * scales.at(first + block);
+            if self.is_shifted(row * width, block) {
+                for value in values.iter_mut() {
+                    *value += 1.0;
+                }
+            }
             for value in values.iter_mut() {
                 *value *= scale;
             }

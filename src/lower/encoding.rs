@@ -6,7 +6,9 @@ use crate::qnn::{DeviceEncoding, DeviceUse, LinearIo};
 /// How the lowering stores a weight of this encoding for a linear layer.
 pub(super) fn linear_encoding(encoding: WeightEncoding, on_codes: bool) -> DeviceEncoding {
     match encoding {
-        WeightEncoding::Lpbq { block } if on_codes => DeviceEncoding::Lpbq { block },
+        WeightEncoding::Lpbq { block } | WeightEncoding::LpbqShifted { block } if on_codes => {
+            DeviceEncoding::Lpbq { block }
+        }
         _ => f16_encoding(encoding),
     }
 }
@@ -29,11 +31,13 @@ pub(super) fn f16_encoding(encoding: WeightEncoding) -> DeviceEncoding {
             offsets: true,
         },
         // In f16, each block gets the product of its integer and the scale of its row.
-        WeightEncoding::Lpbq { block } => DeviceEncoding::FloatBlock {
-            bits,
-            block,
-            offsets: false,
-        },
+        WeightEncoding::Lpbq { block } | WeightEncoding::LpbqShifted { block } => {
+            DeviceEncoding::FloatBlock {
+                bits,
+                block,
+                offsets: false,
+            }
+        }
     }
 }
 

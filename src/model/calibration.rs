@@ -53,3 +53,27 @@ pub struct MomentFacts {
     /// Number of inputs in the mean.
     pub tokens: u64,
 }
+
+/// The name of the sums of the blocks of `value`, an input of a linear layer, divided by
+/// [`SumColumns::DIVISOR`](super::weight::SumColumns::DIVISOR).
+pub fn sums_name(value: &str) -> String {
+    format!("{value}{SUMS}")
+}
+
+/// Whether `name` is that of sums of blocks.
+pub fn is_sums(name: &str) -> bool {
+    name.ends_with(SUMS)
+}
+
+/// The name of `value` followed by its sums.
+pub fn wide_name(value: &str) -> String {
+    format!("{value}{WIDE}")
+}
+
+/// The value that `name` has the elements and the sums of.
+pub fn wide_of(name: &str) -> Option<&str> {
+    name.strip_suffix(WIDE)
+}
+
+const SUMS: &str = ".sums";
+const WIDE: &str = ".wide";

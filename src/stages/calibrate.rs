@@ -19,18 +19,21 @@ use crate::action::{
 };
 use crate::artifact::{tensors, weight};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
-use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts};
+use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts, is_sums, sums_name, wide_of};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::GraphFacts;
 use crate::model::onnx::proto::GraphProto;
 use crate::model::onnx::{self, Function};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::weight::{WeightFacts, blob_owner};
+use crate::model::weight::{SumColumns, WeightFacts, blob_owner};
 use crate::run::{Candidate, MAX_WINDOWS, Observer, PREFILL, observe, of_layers, windows};
 
 use keys::KeySums;
 use moments::{Diagonal, Moments, moment_bytes};
 use tally::Tally;
+
+/// Inputs of a linear layer that are summed for `lpbq-32-shifted`.
+const SUMMED: usize = 32;
 
 /// The parameters.
 #[derive(Deserialize, JsonSchema)]
@@ -66,7 +69,7 @@ impl TypedStage for Calibrate {
     type Order = Calibration;
     const SPEC: StageSpec = StageSpec {
         kind: "calibrate",
-        version: 3,
+        version: 4,
         summary: "range, percentiles and second moments of every activation over a text",
         output: "calibration",
         inputs: &[
@@ -151,6 +154,7 @@ impl TypedStage for Calibrate {
             job,
             keys: KeySums::new(&prefill, model.head_dim as usize, graph.tokens as usize),
             weights: weights_by_input(&prefill),
+            sums_in_graph: sums_in(&prefill),
             with_moments: order.moments,
             tallies: BTreeMap::new(),
             inputs: BTreeMap::new(),
@@ -184,15 +188,32 @@ fn weights_by_input(graph: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
         let [input, weight, ..] = node.input.as_slice() else {
             continue;
         };
+        let input = wide_of(input).unwrap_or(input);
         let owner = blob_owner(weight);
         if owner != weight {
             weights
-                .entry(input.clone())
+                .entry(input.to_string())
                 .or_default()
                 .insert(owner.to_string());
         }
     }
     weights
+}
+
+/// The sums of blocks that `graph` computes.
+fn sums_in(graph: &GraphProto) -> BTreeSet<String> {
+    let outputs = graph.node.iter().flat_map(|node| &node.output);
+    outputs.filter(|name| is_sums(name)).cloned().collect()
+}
+
+/// The sums of the blocks of `elements`, whose number is a multiple of [`SUMMED`].
+fn block_sums(elements: &[f32]) -> Vec<f32> {
+    let mut sums = Vec::with_capacity(elements.len() / SUMMED);
+    for block in elements.chunks(SUMMED) {
+        let sum: f32 = block.iter().sum();
+        sums.push(sum / SumColumns::DIVISOR as f32);
+    }
+    sums
 }
 
 /// Collects the statistics of the values of a layer, until the layer has run over all windows.
@@ -201,14 +222,24 @@ struct MomentObserver<'a, 'j> {
     keys: KeySums,
     /// The names of the weights of the linear layers, by the name of their input.
     weights: BTreeMap<String, BTreeSet<String>>,
+    /// The sums of blocks that are values of the graph.
+    sums_in_graph: BTreeSet<String>,
     /// The weights whose inputs get all second moments.
     with_moments: BTreeSet<String>,
     /// The statistics of each value of the current layer.
     tallies: BTreeMap<String, Tally>,
-    /// The moments of each input of a linear layer of the current layer.
-    inputs: BTreeMap<String, (Diagonal, Option<Moments>)>,
+    /// Of each input of a linear layer of the current layer.
+    inputs: BTreeMap<String, LayerInput>,
     activations: Activations,
     outputs: Outputs,
+}
+
+/// What is collected of an input of a linear layer.
+struct LayerInput {
+    diagonal: Diagonal,
+    moments: Option<Moments>,
+    /// The sums of its blocks, unless the graph computes them or it has no whole blocks.
+    sums: Option<Tally>,
 }
 
 impl Observer for MomentObserver<'_, '_> {
@@ -233,13 +264,22 @@ impl Observer for MomentObserver<'_, '_> {
             } else {
                 Some(Moments::new(columns))
             };
-            let sums = (Diagonal::new(columns), moments);
-            self.inputs.insert(value.into(), sums);
+            let is_summed =
+                columns.is_multiple_of(SUMMED) && !self.sums_in_graph.contains(&sums_name(value));
+            let input = LayerInput {
+                diagonal: Diagonal::new(columns),
+                moments,
+                sums: is_summed.then(Tally::default),
+            };
+            self.inputs.insert(value.into(), input);
         }
-        if let Some((diagonal, moments)) = self.inputs.get_mut(value) {
-            diagonal.add(elements);
-            if let Some(moments) = moments {
+        if let Some(input) = self.inputs.get_mut(value) {
+            input.diagonal.add(elements);
+            if let Some(moments) = &mut input.moments {
                 moments.add(elements);
+            }
+            if let Some(sums) = &mut input.sums {
+                sums.add(&block_sums(elements));
             }
         }
         Ok(())
@@ -260,7 +300,15 @@ impl Observer for MomentObserver<'_, '_> {
                 self.activations.insert(value, activation);
             }
         }
-        for (value, (diagonal, moments)) in std::mem::take(&mut self.inputs) {
+        for (value, input) in std::mem::take(&mut self.inputs) {
+            let LayerInput {
+                diagonal,
+                moments,
+                sums,
+            } = input;
+            if let Some(sums) = sums.and_then(|sums| sums.activation()) {
+                self.activations.insert(sums_name(&value), sums);
+            }
             let means = diagonal.means();
             let facts = MomentFacts {
                 columns: means.len() as u64,

@@ -8,6 +8,7 @@ mod centring;
 mod classes;
 mod decoder;
 mod operators;
+mod sums;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -328,6 +329,7 @@ impl TypedStage for Graph {
         let spec: DecoderSpec = model.facts.read()?;
         params.check_model(&spec)?;
         weights.check(&spec)?;
+        weights.check_lookup()?;
         // The key has the resolved values: the default centring, the number of shards instead of
         // the memory that it follows from, and the limits of grids only if grids are chosen.
         params.key_centre = KeyCentring::resolve(params.key_centre, &spec)?;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::support::quantize::Quant;
 use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
@@ -340,6 +341,31 @@ fn layers_with_a_scale_for_each_row_multiply_codes() {
         assert!(tiny.is_quantized("blk.1.gate_up"), "{:?}", tiny.quantized);
         // Both have the error of the rounded weights.
         check_agreement(scheme, &tiny);
+    }
+}
+
+/// The weights are exact; what is left is the error of the activations.
+#[test]
+#[ignore = "needs ONNX Runtime and the QNN libraries"]
+fn layers_over_shifted_blocks_are_exact_and_multiply_codes() {
+    let u16_layers = ["channel-8-u16", "lpbq-32-u16"];
+    let f16_layers = ["channel-8", "float-block-4x32"];
+    for (model, graph, layers, limit) in [
+        (TinyGguf::qwen2(), all_u16(), u16_layers, 1e-5),
+        (TinyGguf::llama(), json!({"kv": "u16"}), f16_layers, 1e-6),
+    ] {
+        let model = model.matrices(Quant::Q4_0).shifted();
+        let tiny = tiny(&model, "lpbq-32-shifted", graph);
+        for proof in layers {
+            let mut proved = tiny.proved.iter();
+            assert!(
+                proved.any(|name| name == proof),
+                "{proof}: {:?}",
+                tiny.proved
+            );
+        }
+        assert!(tiny.onnx_runtime < limit, "{}", tiny.onnx_runtime);
+        check_agreement(layers[1], &tiny);
     }
 }
 

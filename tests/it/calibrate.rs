@@ -3,9 +3,11 @@
 use std::fs;
 
 use crate::support::peers::{python, stdout_of};
+use crate::support::quantize::Quant;
 use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
+use kiln::action::{Manifest, PartName};
 use serde_json::{Value, json};
 
 #[test]
@@ -65,6 +67,75 @@ fn calibration_matches_numpy_and_is_deterministic() {
     fs::write(out.path().join("facts.json"), facts.to_string()).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/calibrate.py");
     println!("{}", stdout_of(python().arg(script).arg(out.path())));
+}
+
+/// A calibration has the ranges that a graph over shifted blocks needs, also if its own graph does
+/// not compute the sums.
+#[test]
+#[ignore = "needs ONNX Runtime"]
+fn sums_of_blocks_are_calibrated_with_any_graph() {
+    let home = tempfile::tempdir().unwrap();
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let model = TinyGguf::llama().matrices(Quant::Q4_0).shifted();
+    let model = runner.inspect(&model.write());
+    let text = runner.file(TEXT.as_bytes());
+    let size = json!({"prefill": 12, "context": 20});
+    let mut calibrations = vec![];
+    let mut weights = Manifest::default();
+    for scheme in ["native", "lpbq-32-shifted"] {
+        let layers = json!({"override": [{"match": "blk.*", "scheme": scheme}]});
+        weights = runner
+            .run("requant", layers, &[("tensors", &model)])
+            .unwrap();
+        let slots = [("model", &model), ("weights", &weights)];
+        let graph = runner.run("graph", size.clone(), &slots).unwrap();
+        let slots = [("graph", &graph), ("model", &model), ("text", &text)];
+        let params = json!({"windows": 3, "moments": ["blk.1.*"]});
+        calibrations.push(runner.run("calibrate", params, &slots).unwrap());
+    }
+    let [without, with] = calibrations.as_slice() else {
+        panic!()
+    };
+    let moments = |calibration: &Manifest| -> Vec<String> {
+        let parts = calibration.under("moments");
+        parts.map(|(name, _)| name.to_string()).collect()
+    };
+    assert_eq!(moments(without).len(), 7);
+    assert_eq!(moments(without), moments(with));
+    let ranges = |calibration| runner.json(calibration, "activations.json");
+    let (without_sums, with_sums) = (ranges(without), ranges(with));
+    for name in ["attn_norm", "mix.joined", "ffn_norm", "gate_up"] {
+        let name = format!("blk.1.{name}.sums");
+        for bound in ["min", "max"] {
+            let [a, b] = [&without_sums, &with_sums].map(|all| all[&name][bound].as_f64().unwrap());
+            assert!((a - b).abs() <= 1e-4 * a.abs(), "{name} {bound}: {a} {b}");
+        }
+    }
+
+    let mut params = size;
+    params["activations"] = json!("u16");
+    let graph = |calibration: &Manifest| {
+        let slots = [
+            ("model", &model),
+            ("weights", &weights),
+            ("calibration", calibration),
+        ];
+        runner.run("graph", params.clone(), &slots)
+    };
+    graph(without).unwrap();
+    let mut older = without_sums;
+    let values = older.as_object_mut().unwrap();
+    values.retain(|name, _| !name.ends_with(".sums"));
+    let name = PartName::new("activations.json").unwrap();
+    let mut calibration = without.clone();
+    let part = runner.part(older.to_string().as_bytes(), Value::Null);
+    calibration.parts.insert(name, part);
+    let problem = graph(&calibration).unwrap_err();
+    assert_eq!(
+        problem.message,
+        "the calibration lacks sums of blocks: blk.0.attn_norm.sums, blk.0.mix.joined.sums, \
+         blk.0.ffn_norm.sums, blk.0.gate_up.sums"
+    );
 }
 
 #[test]

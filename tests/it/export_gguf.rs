@@ -97,6 +97,7 @@ fn other_schemes_are_written_in_the_row_order_of_the_source() {
         ("f16", "f32", 1),
         ("int8-block", "f32", 0),
         ("int8-block", "f16", 1),
+        ("lpbq-32-shifted", "f32", 0),
     ] {
         let exporter = Exporter::new();
         let mut file = TinyGguf::llama().bias(true).file();

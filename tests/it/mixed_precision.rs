@@ -24,8 +24,14 @@ fn sensitivity_equals_the_score_of_a_build_with_that_override() {
     let model = runner.inspect(&TinyGguf::llama().write());
     let sizes = json!({"prefill": 16, "context": 32});
     let graph = runner.graph(&model, "native", sizes.clone());
-    let coarse =
-        ["int8-block", "lpbq-32"].map(|scheme| runner.graph(&model, scheme, sizes.clone()));
+    let coarse = ["int8-block", "lpbq-32", "lpbq-32-shifted"].map(|scheme| {
+        let layers = json!({"override": [{"match": "blk.*", "scheme": scheme}]});
+        let weights = runner
+            .run("requant", layers, &[("tensors", &model)])
+            .unwrap();
+        let slots = [("model", &model), ("weights", &weights)];
+        runner.run("graph", sizes.clone(), &slots).unwrap()
+    });
     let reference = json!({"windows": 1, "tokens": 12});
     let reference = runner.reference(&model, reference);
     let params = json!({"match": ["blk.1.ffn_*.weight"]});
@@ -34,6 +40,7 @@ fn sensitivity_equals_the_score_of_a_build_with_that_override() {
         ("graph", &graph),
         ("candidates", &coarse[0]),
         ("candidates", &coarse[1]),
+        ("candidates", &coarse[2]),
     ];
     let sensitivity = runner.run("sensitivity", params, &slots).unwrap();
     let names: Vec<&str> = sensitivity.parts.keys().map(|name| name.as_str()).collect();
@@ -51,7 +58,7 @@ fn sensitivity_equals_the_score_of_a_build_with_that_override() {
         );
         let bytes = |cost: &Value| cost["bytes"].as_u64().unwrap();
         least += costs.as_array().unwrap().iter().map(bytes).min().unwrap();
-        for (at, scheme) in [(1, "int8-block"), (2, "lpbq-32")] {
+        for (at, scheme) in [(1, "int8-block"), (2, "lpbq-32"), (3, "lpbq-32-shifted")] {
             assert_eq!(costs[at]["scheme"], scheme);
             let weights = json!({"override": [{"match": tensor, "scheme": scheme}]});
             let weights = runner
@@ -86,7 +93,7 @@ fn sensitivity_equals_the_score_of_a_build_with_that_override() {
         "{text}"
     );
     // `requant` accepts the choice.
-    let slots = [("tensors", &model), ("choice", &choice)];
+    let slots = [("tensors", &model), ("assignment", &choice)];
     let weights = runner
         .run("requant", json!({"scheme": "auto"}), &slots)
         .unwrap();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::support::onnx_runtime::compare_with_numpy;
 use crate::support::quantize::Quant;
 use crate::support::restore;
-use crate::support::tiny_gguf::{Random, TinyGguf};
+use crate::support::tiny_gguf::{Random, TinyGguf, shifted_rows};
 use crate::support::workspace::{Folder, inputs};
 use kiln::action::Manifest;
 use kiln::base::Code;
@@ -18,16 +18,24 @@ use serde_json::{Value, json};
 const INT8: RowLayout = RowLayout {
     codes: Element::Int8,
     block: None,
+    shifts: false,
 };
 const INT4: RowLayout = RowLayout {
     codes: Element::Int4,
     block: None,
+    shifts: false,
+};
+const SHIFTED: RowLayout = RowLayout {
+    codes: Element::Int4,
+    block: Some(32),
+    shifts: true,
 };
 
 fn lpbq(block: u32) -> RowLayout {
     RowLayout {
         codes: Element::Int4,
         block: Some(block),
+        shifts: false,
     }
 }
 
@@ -56,6 +64,9 @@ fn round_with(layout: RowLayout, metric: Metric, columns: usize, values: &[f32])
         Element::Int8 => i32::from(codes[i] as i8),
         _ => i32::from((codes[i / 2] >> (i % 2 * 4) << 4) as i8 >> 4),
     };
+    if layout.shifts {
+        return unshifted(columns, code, &integers, &scales, sum);
+    }
     let codes: Vec<i32> = (0..values.len()).map(code).collect();
     let single = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes);
     let scales: Vec<f32> = scales.as_chunks().0.iter().map(single).collect();
@@ -72,6 +83,45 @@ fn round_with(layout: RowLayout, metric: Metric, columns: usize, values: &[f32])
         values: restored,
         sum,
     }
+}
+
+/// Rows in the layout [`SHIFTED`], whose stored codes are `code`, without the added columns.
+fn unshifted(
+    columns: usize,
+    code: impl Fn(usize) -> i32,
+    integers: &[u8],
+    scales: &[u8],
+    sum: RowSum,
+) -> Rounded {
+    let blocks = columns / 32;
+    let group = blocks.next_multiple_of(32);
+    let width = columns + 2 * group;
+    let mut rounded = Rounded {
+        codes: vec![],
+        integers: vec![],
+        scales: vec![],
+        values: vec![],
+        sum,
+    };
+    for (row, scale) in scales.as_chunks().0.iter().enumerate() {
+        let scale = f32::from_le_bytes(*scale);
+        rounded.scales.push(scale);
+        for block in 0..blocks {
+            let integer = integers[row * (width / 32) + block];
+            let sum = row * width + columns + block;
+            let sums = 16 * code(sum) + code(sum + group);
+            assert!(sums == 0 || sums == 4 * i32::from(integer), "{sums}");
+            rounded.integers.push(integer);
+            for column in block * 32..(block + 1) * 32 {
+                let code = code(row * width + column) + i32::from(sums != 0);
+                rounded.codes.push(code);
+                rounded
+                    .values
+                    .push(code as f32 * (scale * f32::from(integer)));
+            }
+        }
+    }
+    rounded
 }
 
 fn round_plain(layout: RowLayout, columns: usize, values: &[f32]) -> Rounded {
@@ -137,11 +187,16 @@ proptest! {
     #[test]
     fn codes_and_errors_are_within_bounds(seed: u64, rows in 1usize..20) {
         let values = numbers(seed, rows * 128);
-        for layout in [INT8, INT4, lpbq(16), lpbq(32), lpbq(64), lpbq(128)] {
+        for layout in [INT8, INT4, lpbq(16), lpbq(32), lpbq(64), lpbq(128), SHIFTED] {
             let rounded = round_plain(layout, 128, &values);
-            let limit = if layout.codes == Element::Int8 { [-127, 127] } else { [-8, 7] };
-            for code in &rounded.codes {
-                prop_assert!((limit[0]..=limit[1]).contains(code));
+            let limits = |i: usize| match layout.codes {
+                Element::Int8 => [-127, 127],
+                _ if layout.shifts && rounded.codes[i / 32 * 32..][..32].contains(&8) => [-7, 8],
+                _ => [-8, 7],
+            };
+            for (i, code) in rounded.codes.iter().enumerate() {
+                let [low, high] = limits(i);
+                prop_assert!((low..=high).contains(code));
             }
             for integer in &rounded.integers {
                 prop_assert!((1..=16).contains(integer));
@@ -156,7 +211,7 @@ proptest! {
                     None => 1,
                 };
                 let step = rounded.scales[i / 128] * f32::from(integer);
-                let is_last = limit.contains(&rounded.codes[i]);
+                let is_last = limits(i).contains(&rounded.codes[i]);
                 let beyond = (value - restored).abs() > step * 0.500_01;
                 prop_assert!(is_last || !beyond, "{layout:?} {value} {restored}");
                 clipped += u64::from(beyond);
@@ -210,7 +265,7 @@ proptest! {
         let (columns, values) = (64, numbers(seed, 17 * 64));
         let h = moments(seed, columns);
         let squares: Vec<f32> = (0..columns).map(|i| h[i * (columns + 1)]).collect();
-        for layout in [INT4, lpbq(16), lpbq(32)] {
+        for layout in [INT4, lpbq(16), lpbq(32), SHIFTED] {
             let of = |metric| {
                 let rounded = round_with(layout, metric, columns, &values).values;
                 cost(&h, columns, &values, &rounded)
@@ -228,7 +283,7 @@ proptest! {
 
 #[test]
 fn constant_and_zero_rows_are_rounded() {
-    for layout in [INT8, INT4, lpbq(16)] {
+    for layout in [INT8, INT4, lpbq(16), SHIFTED] {
         let zeros = round_plain(layout, 32, &[0.0; 64]);
         assert_eq!(
             (zeros.values, zeros.scales, zeros.sum.clipped),
@@ -249,7 +304,7 @@ fn constant_and_zero_rows_are_rounded() {
 fn results_do_not_depend_on_other_rows_or_threads() {
     let values = numbers(5, 40 * 64);
     let h = moments(5, 64);
-    for layout in [INT4, lpbq(32)] {
+    for layout in [INT4, lpbq(32), SHIFTED] {
         let round = |values: &[f32]| {
             round_with(
                 layout,
@@ -272,6 +327,24 @@ fn results_do_not_depend_on_other_rows_or_threads() {
             "a row alone"
         );
     }
+}
+
+#[test]
+fn rows_of_shifted_blocks_are_restored_exactly() {
+    let columns = 320;
+    let values = shifted_rows(&mut Random::of("shifted", 1), 40, columns);
+    let h = moments(3, columns);
+    for metric in [
+        Metric::plain(columns, Some(32)),
+        Metric::full(&h, columns, Some(32)).unwrap(),
+    ] {
+        let rounded = round_with(SHIFTED, metric, columns, &values);
+        assert!(rounded.values == values);
+        assert_eq!(rounded.sum.clipped, 0);
+        assert!(rounded.codes.contains(&8) && rounded.codes.contains(&-8));
+    }
+    let unshifted = round_plain(lpbq(32), columns, &values);
+    assert!(unshifted.values != values, "the test needs both signs");
 }
 
 #[test]
@@ -337,6 +410,13 @@ impl TestModel {
             &[("tensors", &self.model)],
         )
         .unwrap()
+    }
+
+    /// The layers in `scheme`, embedding and head as they are.
+    fn requant_layers(&self, scheme: &str) -> Manifest {
+        let layers = json!({"override": [{"match": "blk.*", "scheme": scheme}]});
+        self.run("requant", layers, &[("tensors", &self.model)])
+            .unwrap()
     }
 
     /// A calibration with the moments of every matrix, or their diagonals only.
@@ -453,6 +533,7 @@ fn reported_errors_match_the_weights() {
         ("int4-channel", 14.0),
         ("lpbq-16", 18.0),
         ("lpbq-64", 16.0),
+        ("lpbq-32-shifted", 18.0),
     ] {
         let weights = test.requant(scheme);
         let found = error(&weights);
@@ -489,7 +570,13 @@ fn only_calibrated_schemes_read_the_calibration() {
     for scheme in ["native", "native-safe", "f16", "int8-block", "int8-channel"] {
         assert_eq!(inputs_of(scheme, &calibration), ["tensor"], "{scheme}");
     }
-    for scheme in ["int4-channel", "lpbq-16", "lpbq-32", "lpbq-64"] {
+    for scheme in [
+        "int4-channel",
+        "lpbq-16",
+        "lpbq-32",
+        "lpbq-64",
+        "lpbq-32-shifted",
+    ] {
         assert_eq!(
             inputs_of(scheme, &calibration),
             ["moments", "tensor"],
@@ -526,7 +613,7 @@ fn calibration_lowers_the_weighted_error() {
             &restore::weight(&test.folder, &weights, name),
         )
     };
-    for scheme in ["int4-channel", "lpbq-16", "lpbq-64"] {
+    for scheme in ["int4-channel", "lpbq-16", "lpbq-64", "lpbq-32-shifted"] {
         let (full, diagonal) = (
             cost_of(scheme, test.calibration(false)),
             cost_of(scheme, test.calibration(true)),
@@ -559,6 +646,20 @@ fn indivisible_columns_are_rejected() {
 }
 
 #[test]
+fn an_embedding_has_no_sums() {
+    let test = TestModel::new(&TinyGguf::qwen2());
+    let weights = test.requant("lpbq-32-shifted");
+    let slots = [("model", &test.model), ("weights", &weights)];
+    let problem = test
+        .run("graph", json!({"prefill": 8, "context": 24}), &slots)
+        .unwrap_err();
+    assert_eq!(
+        problem.message,
+        "`token_embd.weight` is an embedding: rows cannot be looked up in lpbq x32 shifted"
+    );
+}
+
+#[test]
 #[ignore = "needs a package index"]
 fn onnx_runtime_matches_numpy_for_every_scheme() {
     for scheme in [
@@ -567,10 +668,11 @@ fn onnx_runtime_matches_numpy_for_every_scheme() {
         "int4-channel",
         "lpbq-16",
         "lpbq-64",
+        "lpbq-32-shifted",
     ] {
         println!("{scheme}");
         let test = TestModel::new(&TinyGguf::qwen2());
-        let weights = test.requant(scheme);
+        let weights = test.requant_layers(scheme);
         let slots = [("model", &test.model), ("weights", &weights)];
         let graph = json!({"prefill": 8, "context": 24});
         let onnx = test.run("graph", graph, &slots).unwrap();

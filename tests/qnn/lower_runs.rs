@@ -211,6 +211,9 @@ fn every_scheme() {
             scaled.clone(),
         );
     }
+    let embedding = json!([{"match": "token_embd.weight", "scheme": "native"}]);
+    let shifted = json!({"scheme": "lpbq-32-shifted", "override": embedding});
+    check(&TinyGguf::qwen2(), shifted, scaled);
 }
 
 #[test]

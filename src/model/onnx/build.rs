@@ -109,6 +109,13 @@ impl Builder {
         self.initializer(name.into(), element::FLOAT, dims, raw_data)
     }
 
+    /// A constant of 8-bit codes in the ONNX file itself, row-major.
+    pub fn codes(&mut self, name: &str, dims: &[u64], codes: &[i8]) -> Value {
+        debug_assert_eq!(dims.iter().product::<u64>(), codes.len() as u64, "{name}");
+        let raw_data = codes.iter().map(|code| *code as u8).collect();
+        self.initializer(name.into(), element::INT8, dims, raw_data)
+    }
+
     fn initializer(
         &mut self,
         name: String,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Element;
+use super::{Element, SumColumns};
 
 /// How the values of a weight are stored. `requant` and `dequant` write it to the facts of every
 /// part; in a graph it follows from the function of the dialect that is called.
@@ -44,6 +44,13 @@ pub enum WeightEncoding {
     /// LPBQ: `code * (channel_scale * block_scale)`, with int4 codes, an integer from 1 to 16 for
     /// each `block` columns of a row, and an f32 scale for each row.
     Lpbq {
+        /// Columns that share an integer.
+        block: u32,
+    },
+    /// LPBQ whose blocks have the codes -8..7 or, shifted, -7..8. The parts are those of LPBQ over
+    /// the columns of the weight and [`SumColumns`]: a linear layer over it reads the sums of its
+    /// inputs too.
+    LpbqShifted {
         /// Columns that share an integer.
         block: u32,
     },
@@ -174,7 +181,7 @@ impl WeightEncoding {
             WeightEncoding::Plain { .. } => WeightForm::Plain,
             WeightEncoding::Block { .. } | WeightEncoding::Channel { .. } => WeightForm::Block,
             WeightEncoding::BlockOffset { .. } => WeightForm::BlockOffset,
-            WeightEncoding::Lpbq { .. } => WeightForm::Lpbq,
+            WeightEncoding::Lpbq { .. } | WeightEncoding::LpbqShifted { .. } => WeightForm::Lpbq,
         }
     }
 
@@ -190,7 +197,7 @@ impl WeightEncoding {
             WeightEncoding::Block { codes, .. }
             | WeightEncoding::BlockOffset { codes, .. }
             | WeightEncoding::Channel { codes } => codes,
-            WeightEncoding::Lpbq { .. } => Element::Int4,
+            WeightEncoding::Lpbq { .. } | WeightEncoding::LpbqShifted { .. } => Element::Int4,
         }
     }
 
@@ -198,7 +205,9 @@ impl WeightEncoding {
     /// floating-point scale for each row.
     pub fn multiplies_codes(self) -> bool {
         match self {
-            WeightEncoding::Channel { .. } | WeightEncoding::Lpbq { .. } => true,
+            WeightEncoding::Channel { .. }
+            | WeightEncoding::Lpbq { .. }
+            | WeightEncoding::LpbqShifted { .. } => true,
             WeightEncoding::Plain { .. }
             | WeightEncoding::Block { .. }
             | WeightEncoding::BlockOffset { .. } => false,
@@ -217,22 +226,34 @@ impl WeightEncoding {
             WeightEncoding::Channel { .. } => Some(columns),
             WeightEncoding::Block { block, .. }
             | WeightEncoding::BlockOffset { block, .. }
-            | WeightEncoding::Lpbq { block } => Some(block.into()),
+            | WeightEncoding::Lpbq { block }
+            | WeightEncoding::LpbqShifted { block } => Some(block.into()),
+        }
+    }
+
+    /// The columns that it adds to those of the weight.
+    pub fn added_columns(self, columns: u64) -> Option<SumColumns> {
+        match self {
+            WeightEncoding::LpbqShifted { block } => Some(SumColumns::new(columns, block)),
+            _ => None,
         }
     }
 
     /// The parts of a weight of this shape, `[rows, columns]` or `[n]`, in the order of its form.
     /// An error is the reason why there is no such weight.
     pub fn parts(self, shape: &[u64]) -> Result<Vec<PartSpec>, String> {
-        let mut block_count = 0;
+        let (mut block_count, mut stored) = (0, shape.to_vec());
         if let Some(block) = self.block(shape.last().copied().unwrap_or(0)) {
-            let &[_, columns] = shape else {
+            let &[rows, columns] = shape else {
                 return Err(format!("only a matrix is stored in codes, not {shape:?}"));
             };
             if block == 0 || !columns.is_multiple_of(block) {
                 return Err(format!("{columns} columns are not whole blocks of {block}"));
             }
+            let added = self.added_columns(columns).map_or(0, SumColumns::count);
+            let columns = columns.saturating_add(added);
             block_count = columns / block;
+            stored = vec![rows, columns];
         }
         let mut specs = vec![];
         for &part in self.form().parts() {
@@ -241,7 +262,7 @@ impl WeightEncoding {
                 return Err(format!("{} cannot be {}", part.name(), element.name()));
             }
             let shape = match part {
-                WeightPart::Values | WeightPart::Codes => shape.to_vec(),
+                WeightPart::Values | WeightPart::Codes => stored.clone(),
                 WeightPart::Scales | WeightPart::Offsets | WeightPart::BlockScales => {
                     vec![shape[0], block_count]
                 }
@@ -274,7 +295,8 @@ impl WeightEncoding {
 }
 
 impl fmt::Display for WeightEncoding {
-    /// `f16`, `int4 x32 f16`, `uint4 x32 f16 + f16`, `int8 by channel`, `lpbq x32`.
+    /// `f16`, `int4 x32 f16`, `uint4 x32 f16 + f16`, `int8 by channel`, `lpbq x32`,
+    /// `lpbq x32 shifted`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             WeightEncoding::Plain { element } => f.write_str(element.name()),
@@ -297,6 +319,7 @@ impl fmt::Display for WeightEncoding {
             ),
             WeightEncoding::Channel { codes } => write!(f, "{} by channel", codes.name()),
             WeightEncoding::Lpbq { block } => write!(f, "lpbq x{block}"),
+            WeightEncoding::LpbqShifted { block } => write!(f, "lpbq x{block} shifted"),
         }
     }
 }
@@ -331,7 +354,7 @@ mod tests {
         texts.join(", ")
     }
 
-    fn encodings() -> [WeightEncoding; 5] {
+    fn encodings() -> [WeightEncoding; 6] {
         use Element::*;
         [
             WeightEncoding::Plain { element: Bf16 },
@@ -339,6 +362,7 @@ mod tests {
             WeightEncoding::blocks(Uint4, 16, F32, Some(F32), 96),
             WeightEncoding::blocks(Int8, 96, F32, None, 96),
             WeightEncoding::Lpbq { block: 48 },
+            WeightEncoding::LpbqShifted { block: 32 },
         ]
     }
 
@@ -352,6 +376,8 @@ mod tests {
                 "codes uint4 [64, 96] 3072, scales f32 [64, 6] 1536, offsets f32 [64, 6] 1536",
                 "codes int8 [64, 96] 6144, scales f32 [64, 1] 256",
                 "codes int4 [64, 96] 3072, block_scales uint8 [64, 2] 128, channel_scales f32 \
+                 [64] 256",
+                "codes int4 [64, 160] 5120, block_scales uint8 [64, 5] 320, channel_scales f32 \
                  [64] 256",
             ]
         );
@@ -375,6 +401,7 @@ mod tests {
                 r#"{"kind":"block-offset","codes":"uint4","block":16,"scales":"f32","offsets":"f32"}"#,
                 r#"{"kind":"channel","codes":"int8"}"#,
                 r#"{"kind":"lpbq","block":48}"#,
+                r#"{"kind":"lpbq-shifted","block":32}"#,
             ]
         );
         let names = encodings().map(|encoding| encoding.to_string());
@@ -385,7 +412,8 @@ mod tests {
                 "int4 x32 f16",
                 "uint4 x16 f32 + f32",
                 "int8 by channel",
-                "lpbq x48"
+                "lpbq x48",
+                "lpbq x32 shifted"
             ]
         );
     }

@@ -3,10 +3,12 @@
 
 mod element;
 mod encoding;
+mod shifted;
 mod stored;
 
 pub use element::Element;
 pub use encoding::{PartSpec, WeightEncoding, WeightForm, WeightPart};
+pub use shifted::SumColumns;
 pub use stored::{Stored, StoredWeight, stored};
 
 use serde::{Deserialize, Serialize};

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::classes::Classes;
 use super::{Activations as Storage, Cache, Float};
 use crate::base::{Code, Problem, Result};
-use crate::model::calibration::{Activation, Activations};
+use crate::model::calibration::{Activation, Activations, is_sums, wide_of};
 use crate::model::decoder::inputs::{self, HostInput};
 use crate::model::onnx::proto::{GraphProto, ModelProto, NodeProto};
 use crate::model::onnx::{Checked, Function, Grid, WeightCall};
@@ -92,12 +92,22 @@ pub(super) fn choose(
 fn check(graph: &GraphProto, calibration: &Activations) -> Result<()> {
     let mut unknown = vec![];
     for output in graph.node.iter().flat_map(|node| &node.output) {
-        if !calibration.contains_key(output) && unknown.len() < 4 {
+        // A wide value is another value and its sums.
+        let is_known = calibration.contains_key(output) || wide_of(output).is_some();
+        if !is_known && unknown.len() < 4 {
             unknown.push(output.as_str());
         }
     }
     if unknown.is_empty() {
         return Ok(());
+    }
+    if unknown.iter().all(|name| is_sums(name)) {
+        let message = format!(
+            "the calibration lacks sums of blocks: {}",
+            unknown.join(", ")
+        );
+        return Err(Problem::new(Code::GraphCalibration, message)
+            .help("`lpbq-32-shifted` needs a calibration by this version of kiln: make it again"));
     }
     Err(Problem::new(
         Code::GraphCalibration,

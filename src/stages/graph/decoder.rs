@@ -95,6 +95,7 @@ pub(super) fn decoder(
         weights,
         centres,
         profile,
+        wide: BTreeMap::new(),
     };
     match profile.subgraph {
         Subgraph::Layers(shard) => decoder.layers(shard)?,
@@ -112,6 +113,8 @@ pub(super) struct Decoder<'a> {
     pub(super) weights: &'a Weights,
     pub(super) centres: &'a KeyCentres,
     pub(super) profile: &'a Profile,
+    /// Inputs of layers with the sums of their blocks, by name.
+    pub(super) wide: BTreeMap<String, Value>,
 }
 
 /// The values that the host feeds.

@@ -42,6 +42,7 @@ impl Decoder<'_> {
         exponent: i32,
         bias: &[Value],
     ) -> Value {
+        let x = &self.layer_input(&role.weight(), x);
         let matrix = self.weight(&role.weight());
         let (weight, attributes) = self.form(&role.weight(), exponent);
         let mut dims = x.dims.clone();

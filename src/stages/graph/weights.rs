@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::base::{CanonJson, Code, Digest, Problem, Result};
 use crate::model::decoder::DecoderSpec;
-use crate::model::decoder::tensors::by_name;
+use crate::model::decoder::tensors::{Role, by_name};
 use crate::model::weight::{Stored, StoredWeight, stored};
 
 /// All weights of a model by their GGUF names.
@@ -26,6 +26,24 @@ impl Weights {
     /// The weight `name`, if there is one; after [`Weights::check`].
     pub(super) fn get(&self, name: &str) -> Option<&StoredWeight> {
         self.by_name.get(name)?.as_ref().ok()
+    }
+
+    /// Refuses an embedding whose rows cannot be looked up.
+    pub(super) fn check_lookup(&self) -> Result<()> {
+        let name = Role::Embedding.weight();
+        let Some(weight) = self.get(&name) else {
+            return Ok(());
+        };
+        let columns = weight.shape.last().copied().unwrap_or(0);
+        if weight.encoding.added_columns(columns).is_none() {
+            return Ok(());
+        }
+        let encoding = weight.encoding;
+        Err(Problem::new(
+            Code::GraphWeights,
+            format!("`{name}` is an embedding: rows cannot be looked up in {encoding}"),
+        )
+        .help("choose another scheme for it in the `requant` stage, for example `native`"))
     }
 
     /// Reports all weights that are missing, invalid, of another shape or unknown, in one problem.

@@ -183,6 +183,7 @@ fn encode_rows(
         None => WeightEncoding::Channel {
             codes: layout.codes,
         },
+        Some(block) if layout.shifts => WeightEncoding::LpbqShifted { block },
         Some(block) => WeightEncoding::Lpbq { block },
     };
     Ok((

@@ -40,6 +40,10 @@ pub(super) enum Scheme {
     /// Like `lpbq-16`, with an integer per 128 values.
     #[serde(rename = "lpbq-128")]
     Lpbq128,
+    /// Like `lpbq-32`, but the codes of each block are -8 to 7 or -7 to 8, as in Q4_0. Its layers
+    /// read the sums of their inputs too. Not for embeddings.
+    #[serde(rename = "lpbq-32-shifted")]
+    Lpbq32Shifted,
     /// The scheme that `assignment` has for the tensor; `native` where it has none.
     Auto,
 }
@@ -58,31 +62,29 @@ impl Scheme {
             Scheme::Lpbq32 => "lpbq-32",
             Scheme::Lpbq64 => "lpbq-64",
             Scheme::Lpbq128 => "lpbq-128",
+            Scheme::Lpbq32Shifted => "lpbq-32-shifted",
             Scheme::Auto => "auto",
         }
     }
 
     /// The layout of its rows, if it rounds whole rows.
     pub(super) fn rows(self) -> Option<RowLayout> {
-        let lpbq = |block| {
+        let layout = |codes, block, shifts| {
             Some(RowLayout {
-                codes: Element::Int4,
-                block: Some(block),
+                codes,
+                block,
+                shifts,
             })
         };
+        let lpbq = |block| layout(Element::Int4, Some(block), false);
         match self {
-            Scheme::Int8Channel => Some(RowLayout {
-                codes: Element::Int8,
-                block: None,
-            }),
-            Scheme::Int4Channel => Some(RowLayout {
-                codes: Element::Int4,
-                block: None,
-            }),
+            Scheme::Int8Channel => layout(Element::Int8, None, false),
+            Scheme::Int4Channel => layout(Element::Int4, None, false),
             Scheme::Lpbq16 => lpbq(16),
             Scheme::Lpbq32 => lpbq(32),
             Scheme::Lpbq64 => lpbq(64),
             Scheme::Lpbq128 => lpbq(128),
+            Scheme::Lpbq32Shifted => layout(Element::Int4, Some(32), true),
             Scheme::Native
             | Scheme::NativeSafe
             | Scheme::F16

@@ -1,10 +1,13 @@
 //! Replaces the encoding of one tensor of a graph by that of another graph.
 
-use crate::base::{Code, Problem, Result};
-use crate::model::onnx::proto::{ModelProto, NodeProto};
+use std::collections::BTreeSet;
 
-/// `base` with the calls and blobs of tensor `name` from `other`. Both are graphs of one model:
-/// their nodes have the same names.
+use crate::base::{Code, Problem, Result};
+use crate::model::onnx::proto::{GraphProto, ModelProto, NodeProto};
+
+/// `base` with the calls and blobs of tensor `name` from `other`, and the nodes that compute what
+/// these calls read and `base` does not have. Both are graphs of one model: their nodes have the
+/// same names.
 pub(super) fn swap(mut base: ModelProto, other: &ModelProto, name: &str) -> Result<ModelProto> {
     let problem = |what: &str| {
         Problem::new(
@@ -15,24 +18,43 @@ pub(super) fn swap(mut base: ModelProto, other: &ModelProto, name: &str) -> Resu
     let (Some(graph), Some(other_graph)) = (&mut base.graph, &other.graph) else {
         return Err(problem("there is no graph"));
     };
+    let mut known = names(graph);
+    let mut nodes = vec![];
     let mut changed = 0;
-    for node in &mut graph.node {
+    for node in &graph.node {
         if !reads(node, name) {
+            nodes.push(node.clone());
             continue;
         }
         let Some(call) = find_call(&other_graph.node, node, name) else {
             let what = format!("the other graph has no call `{}`", node.name);
             return Err(problem(&what));
         };
-        node.clone_from(call);
+        for producer in producers(other_graph, call, &known) {
+            known.extend(producer.output.iter().cloned());
+            nodes.push(producer.clone());
+        }
+        nodes.push(call.clone());
         changed += 1;
     }
     if changed == 0 {
         return Err(problem("no call reads it"));
     }
+    graph.node = nodes;
+    for value in &other_graph.value_info {
+        let mut existing = graph.value_info.iter().chain(&graph.output);
+        if known.contains(&value.name) && !existing.any(|info| info.name == value.name) {
+            graph.value_info.push(value.clone());
+        }
+    }
     graph.initializer.retain(|blob| !is_blob(&blob.name, name));
+    let constants = names_of_constants(graph);
     for blob in &other_graph.initializer {
-        if is_blob(&blob.name, name) {
+        let is_read = graph
+            .node
+            .iter()
+            .any(|node| node.input.contains(&blob.name));
+        if is_read && !constants.contains(&blob.name) {
             graph.initializer.push(blob.clone());
         }
     }
@@ -43,6 +65,43 @@ pub(super) fn swap(mut base: ModelProto, other: &ModelProto, name: &str) -> Resu
         }
     }
     Ok(base)
+}
+
+/// The nodes of `graph` that compute, from `known` values, what `call` reads.
+fn producers<'a>(
+    graph: &'a GraphProto,
+    call: &NodeProto,
+    known: &BTreeSet<String>,
+) -> Vec<&'a NodeProto> {
+    let mut needed: BTreeSet<&str> = BTreeSet::new();
+    needed.extend(call.input.iter().map(String::as_str));
+    let mut nodes = vec![];
+    // A node comes after those that it reads from.
+    for node in graph.node.iter().rev() {
+        let mut outputs = node.output.iter();
+        if outputs.any(|output| needed.contains(output.as_str()) && !known.contains(output)) {
+            needed.extend(node.input.iter().map(String::as_str));
+            nodes.push(node);
+        }
+    }
+    nodes.reverse();
+    nodes
+}
+
+/// The names of all values that `graph` computes or reads from outside.
+fn names(graph: &GraphProto) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for node in &graph.node {
+        names.extend(node.output.iter().cloned());
+    }
+    names.extend(graph.input.iter().map(|input| input.name.clone()));
+    names
+}
+
+fn names_of_constants(graph: &GraphProto) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    names.extend(graph.initializer.iter().map(|blob| blob.name.clone()));
+    names
 }
 
 /// Whether `input` is a blob of tensor `name`.

@@ -22,12 +22,19 @@ model, parts = facts["model"], facts["weights"]
 heads, kv_heads, width, layers = model["heads"], model["kv_heads"], model["head_dim"], model["block_count"]
 
 
+def group(columns, block):
+    """The blocks of a row, rounded up to whole blocks."""
+    return -(columns // block // -block) * block
+
+
 def layout(fact):
     """Shape and element type of a part, by the table in docs/artifacts.md."""
     shape, encoding = fact["shape"], fact["encoding"]
     kind, block = encoding["kind"], encoding.get("block", shape[-1])
+    if kind == "lpbq-shifted":
+        shape = [shape[0], shape[1] + 2 * group(shape[1], block)]
     of_blocks = lambda: [shape[0], shape[1] // block]
-    codes = lambda: "int4" if kind == "lpbq" else encoding["codes"]
+    codes = lambda: "int4" if kind.startswith("lpbq") else encoding["codes"]
     return {
         "values": lambda: (shape, encoding["element"]),
         "codes": lambda: (shape, codes()),
@@ -59,7 +66,13 @@ def weight(name):
     block = codes["encoding"].get("block", codes["shape"][1])
     spread = lambda part: np.repeat(read(part), block, axis=1)
     if name + "/block_scales" in parts:
-        return read(name + "/codes") * spread(name + "/block_scales") * read(name + "/channel_scales")[:, None]
+        values = read(name + "/codes") * spread(name + "/block_scales") * read(name + "/channel_scales")[:, None]
+        if codes["encoding"]["kind"] == "lpbq-shifted":
+            columns = codes["shape"][1]
+            coarse, fine = np.split(values[:, columns:], 2, axis=1)
+            sums = (coarse + fine)[:, : columns // block] / 4
+            return values[:, :columns] + np.repeat(sums, block, axis=1)
+        return values
     values = read(name + "/codes") * spread(name + "/scales")
     return values + spread(name + "/offsets") if name + "/offsets" in parts else values
 

@@ -62,7 +62,8 @@ pub fn weight(folder: &Folder, weights: &Manifest, name: &str) -> Vec<f32> {
         WeightEncoding::Channel { .. } => (columns, blob("codes").unwrap()),
         WeightEncoding::Block { block, .. }
         | WeightEncoding::BlockOffset { block, .. }
-        | WeightEncoding::Lpbq { block } => (block as usize, blob("codes").unwrap()),
+        | WeightEncoding::Lpbq { block }
+        | WeightEncoding::LpbqShifted { block } => (block as usize, blob("codes").unwrap()),
     };
     if let WeightEncoding::Lpbq { .. } = facts.encoding {
         let (integers, channels) = (
@@ -71,6 +72,13 @@ pub fn weight(folder: &Folder, weights: &Manifest, name: &str) -> Vec<f32> {
         );
         let value = |i| codes[i] * (channels[i / columns] * integers[i / block]);
         return (0..codes.len()).map(value).collect();
+    }
+    if let WeightEncoding::LpbqShifted { .. } = facts.encoding {
+        let (integers, channels) = (
+            blob("block_scales").unwrap(),
+            blob("channel_scales").unwrap(),
+        );
+        return shifted(columns, block, &codes, &integers, &channels);
     }
     let (scales, offsets) = (blob("scales").unwrap(), blob("offsets"));
     let value = |i| {
@@ -82,6 +90,34 @@ pub fn weight(folder: &Folder, weights: &Manifest, name: &str) -> Vec<f32> {
         }
     };
     (0..codes.len()).map(value).collect()
+}
+
+/// The values of LPBQ with shifted blocks: the inputs of a layer over it are x, and twice the sums
+/// of the blocks of x, divided by 4, with zeros up to whole blocks.
+fn shifted(
+    columns: usize,
+    block: usize,
+    codes: &[f32],
+    integers: &[f32],
+    channels: &[f32],
+) -> Vec<f32> {
+    let group = (columns / block).next_multiple_of(block);
+    let width = columns + 2 * group;
+    assert_eq!(codes.len(), width * channels.len());
+    let mut values = vec![];
+    for (row, channel) in channels.iter().enumerate() {
+        let stored = |i: usize| codes[row * width + i] * integers[(row * width + i) / block];
+        for column in 0..columns {
+            let sum = columns + column / block;
+            let of_sums = stored(sum) + stored(sum + group);
+            values.push(channel * (stored(column) + of_sums / 4.0));
+        }
+        for zero in (columns / block)..group {
+            let zero = columns + zero;
+            assert_eq!([stored(zero), stored(zero + group)], [0.0; 2]);
+        }
+    }
+    values
 }
 
 /// The names of all weights.

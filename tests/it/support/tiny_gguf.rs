@@ -21,6 +21,8 @@ pub struct TinyGguf {
     bias: bool,
     large_biases: bool,
     tied: bool,
+    /// Whether `lpbq-32-shifted` can hold the matrices exactly.
+    shifted: bool,
     seed: u64,
 }
 
@@ -52,6 +54,7 @@ impl TinyGguf {
             bias: true,
             large_biases: false,
             tied: false,
+            shifted: false,
             seed: 1,
         }
     }
@@ -102,6 +105,12 @@ impl TinyGguf {
     /// Whether the head is the embedding.
     pub fn tied(mut self, tied: bool) -> Self {
         self.tied = tied;
+        self
+    }
+
+    /// Matrices of [`shifted_rows`], which `lpbq-32-shifted` and Q4_0 hold exactly.
+    pub fn shifted(mut self) -> Self {
+        self.shifted = true;
         self
     }
 
@@ -207,7 +216,11 @@ impl TinyGguf {
             _ => spread,
         };
         let value = |i| centre + spread(i) * random.normal();
-        let values: Vec<f32> = (0..rows.max(1) * columns).map(value).collect();
+        let values: Vec<f32> = if self.shifted && rows > 0 {
+            shifted_rows(&mut Random::of(name, self.seed), rows, columns)
+        } else {
+            (0..rows.max(1) * columns).map(value).collect()
+        };
         let dims = if rows == 0 {
             vec![columns as u64]
         } else {
@@ -215,6 +228,40 @@ impl TinyGguf {
         };
         file.tensor(name, &dims, quant as u32, encode(quant, &values));
     }
+}
+
+/// Rows of blocks of 32 values: a scale of few bits per row, times an integer from 1 to 16 per
+/// block, times codes from -8 to 7 or from -7 to 8. Every block has the code of magnitude 8, and
+/// the first one of a row the integer 16.
+pub fn shifted_rows(random: &mut Random, rows: usize, columns: usize) -> Vec<f32> {
+    let mut values = vec![];
+    for _ in 0..rows {
+        let scale = (64 + random.bits() % 64) as f32 / (8192.0 * (columns as f32).sqrt().floor());
+        let scale = f32::from_bits(scale.to_bits() & !0x1ffff);
+        for block in 0..columns / 32 {
+            let integer = if block == 0 {
+                16
+            } else {
+                1 + random.bits() % 16
+            };
+            let sign = if random.bits() % 2 == 0 { 1.0 } else { -1.0 };
+            let largest = random.bits() % 32;
+            for index in 0..32 {
+                let code = if index == largest {
+                    8
+                } else {
+                    random.bits() % 16
+                };
+                values.push(
+                    (code as f32 - 8.0 * f32::from(index != largest))
+                        * sign
+                        * scale
+                        * integer as f32,
+                );
+            }
+        }
+    }
+    values
 }
 
 const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];

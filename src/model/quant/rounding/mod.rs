@@ -6,6 +6,7 @@ mod positive;
 mod round;
 mod rows;
 mod search;
+mod shift;
 
 pub use metric::Metric;
 pub use positive::{Positive, recombine};

@@ -6,12 +6,13 @@ use super::Misfit;
 use super::lanes::{LANES, Lanes};
 use super::metric::Metric;
 use super::search::{CodeRange, Ratios, STEP, Search, Tile};
+use super::shift::shift_blocks;
 use crate::base::{Code, Problem, Result};
 use crate::model::quant::bands::slices;
 use crate::model::quant::elements::write_codes;
 use crate::model::quant::kernels::run_wide;
 use crate::model::quant::{Band, BlockTensor, ErrorSum, decode};
-use crate::model::weight::Element;
+use crate::model::weight::{Element, SumColumns};
 
 /// The encoding of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,9 @@ pub struct RowLayout {
     /// Values that share an integer from 1 to 16, stored as a byte; `None` if a row has only its
     /// f32 scale.
     pub block: Option<u32>,
+    /// Whether a block of 4-bit codes has the codes -8..7 or -7..8; then the rows have the columns
+    /// of [`SumColumns`] too.
+    pub shifts: bool,
 }
 
 /// Significant bits of a scale. f16 holds `scale * integer` exactly, so that an f16 graph computes
@@ -129,16 +133,27 @@ impl RowRounding {
 
     /// Bytes of codes, integers and scales of `rows` rows.
     pub fn bytes(&self, rows: usize) -> [usize; 3] {
+        let columns = self.stored_columns();
         let integers = match self.layout.block {
-            Some(block) => self.columns / block as usize,
+            Some(block) => columns / block as usize,
             None => 0,
         };
-        [self.code_bytes() * rows, integers * rows, 4 * rows]
+        let codes = columns * self.layout.codes.bits() as usize / 8;
+        [codes * rows, integers * rows, 4 * rows]
     }
 
-    /// Bytes of the codes of a row.
-    fn code_bytes(&self) -> usize {
-        self.columns * self.layout.codes.bits() as usize / 8
+    /// The columns that are added for shifted blocks.
+    fn added_columns(&self) -> Option<SumColumns> {
+        match self.layout.block {
+            Some(block) if self.layout.shifts => Some(SumColumns::new(self.columns as u64, block)),
+            _ => None,
+        }
+    }
+
+    /// The columns of a row as it is stored.
+    fn stored_columns(&self) -> usize {
+        let added = self.added_columns().map_or(0, SumColumns::count);
+        self.columns + added as usize
     }
 
     /// Rounds whole rows of `values` on all threads of the rayon pool. `Err` is the index of a
@@ -165,9 +180,11 @@ impl RowRounding {
     fn code_range(&self) -> CodeRange {
         CodeRange {
             codes: match self.layout.codes {
+                Element::Int4 if self.layout.shifts => [-8.0, 8.0],
                 Element::Int4 => [-8.0, 7.0],
                 _ => [-127.0, 127.0],
             },
+            shifts: self.layout.shifts,
             integers: match self.layout.block {
                 Some(_) => INTEGERS,
                 None => 1,
@@ -229,29 +246,43 @@ impl RowRounding {
         });
         let mut restored = vec![0.0; values.len()];
         let mut sum = RowSum::default();
-        let blocks = self.columns / block;
+        let [code_bytes, integer_bytes, _] = self.bytes(1);
         for row in 0..rows {
             sum.signal += f64::from(found.signal[row]);
             sum.noise += f64::from(found.cost[row]);
             let scale = found.scales[row];
-            let mut codes = vec![0i8; self.columns];
+            let values = &values[row * self.columns..][..self.columns];
+            let restored = &mut restored[row * self.columns..][..self.columns];
+            let integers = &mut pieces.integers[row * integer_bytes..][..integer_bytes];
+            let mut codes = vec![0i8; self.stored_columns()];
             for (position, column) in self.metric.order.iter().enumerate() {
                 let integer = found.integers[position / self.metric.block][row];
-                if let Some(out) = pieces.integers.get_mut(row * blocks + column / block) {
+                if let Some(out) = integers.get_mut(column / block) {
                     *out = integer as u8;
                 }
-                let step = scale * integer;
                 let code = found.codes[position][row] as i8;
                 codes[*column] = code;
-                let index = row * self.columns + column;
-                restored[index] = f32::from(code) * step;
-                let exact_code = values[index] / step;
-                if exact_code > range.codes[1] + 0.5 || exact_code < range.codes[0] - 0.5 {
-                    sum.clipped += 1;
+                restored[*column] = f32::from(code) * (scale * integer);
+            }
+            for (index, values) in values.chunks(block).enumerate() {
+                let step = match integers.get(index) {
+                    Some(integer) => scale * f32::from(*integer),
+                    None => scale,
+                };
+                let has_largest = codes[index * block..][..values.len()].contains(&8);
+                let [low, high] = range.of_block(has_largest);
+                for value in values {
+                    let exact_code = value / step;
+                    if exact_code > high + 0.5 || exact_code < low - 0.5 {
+                        sum.clipped += 1;
+                    }
                 }
             }
+            if let Some(added) = self.added_columns() {
+                shift_blocks(&mut codes, integers, self.columns, added);
+            }
             pieces.scales[row * 4..][..4].copy_from_slice(&scale.to_le_bytes());
-            let out = &mut pieces.codes[row * self.code_bytes()..];
+            let out = &mut pieces.codes[row * code_bytes..];
             write_codes(self.layout.codes, &codes, out);
         }
         sum.error = ErrorSum::of(values, &restored);

@@ -39,8 +39,24 @@ const MIN_GAIN: f32 = 1e-4;
 pub(super) struct CodeRange {
     /// Smallest and largest code.
     pub(super) codes: [f32; 2],
+    /// Whether each block lacks one of the two: the smallest if the largest magnitude of its
+    /// targets is that of a positive number, otherwise the largest.
+    pub(super) shifts: bool,
     /// Largest integer of a block; 1 if blocks have none.
     pub(super) integers: u8,
+}
+
+impl CodeRange {
+    /// The smallest and the largest code of a block. `is_positive`: it may have the largest of all
+    /// codes.
+    pub(super) fn of_block(self, is_positive: bool) -> [f32; 2] {
+        let [low, high] = self.codes;
+        match (self.shifts, is_positive) {
+            (false, _) => [low, high],
+            (true, true) => [low + 1.0, high],
+            (true, false) => [low, high - 1.0],
+        }
+    }
 }
 
 /// Which scales are tried.
@@ -248,6 +264,21 @@ impl<'a> Tile<'a> {
         best
     }
 
+    /// The smallest and the largest code of a block with these `targets`.
+    #[inline(always)]
+    fn bounds(&self, targets: &[Lanes]) -> [Lanes; 2] {
+        let mut is_positive = [false; LANES];
+        if self.range.shifts {
+            is_positive = largest_is_positive(targets);
+        }
+        let mut bounds = [[0.0; LANES]; 2];
+        for lane in 0..LANES {
+            let [low, high] = self.range.of_block(is_positive[lane]);
+            (bounds[0][lane], bounds[1][lane]) = (low, high);
+        }
+        bounds
+    }
+
     /// Rounds `targets`, one block, under `integers`: its positions one after the other.
     #[inline(always)]
     fn round_under(
@@ -258,7 +289,7 @@ impl<'a> Tile<'a> {
         scales: &Lanes,
         feedback: Feedback,
     ) -> Block {
-        let [low, high] = self.range.codes;
+        let [low, high] = self.bounds(targets);
         let steps: Lanes = std::array::from_fn(|lane| scales[lane] * integers[lane]);
         let inverse = steps.map(|step| 1.0 / step);
         let mut cost = [0.0; LANES];
@@ -274,7 +305,7 @@ impl<'a> Tile<'a> {
             };
             let (mut code, mut error) = ([0.0; LANES], [0.0; LANES]);
             for lane in 0..LANES {
-                code[lane] = nearest((target[lane] * inverse[lane]).clamp(low, high));
+                code[lane] = nearest(clamp(target[lane] * inverse[lane], low[lane], high[lane]));
                 let rounded = code[lane] * steps[lane];
                 let rest = target[lane] - rounded;
                 cost[lane] += weight * rest * rest;
@@ -349,13 +380,17 @@ impl<'a> Tile<'a> {
     /// Replaces every code by the nearest one, under the scales and integers that were found.
     #[inline(always)]
     fn round_to_nearest(&mut self) {
-        let [low, high] = self.range.codes;
-        for (k, codes) in self.rounded.codes.iter_mut().enumerate() {
-            let integers = self.rounded.integers[k / self.metric.block];
-            update(codes, |lane, _| {
-                let step = self.rounded.scales[lane] * integers[lane];
-                nearest((self.values[k][lane] / step).clamp(low, high))
-            });
+        let starts = (0..self.values.len()).step_by(self.metric.block);
+        for (index, first) in starts.enumerate() {
+            let range = self.block_at(first);
+            let [low, high] = self.bounds(&self.values[range.clone()]);
+            let integers = self.rounded.integers[index];
+            for k in range {
+                update(&mut self.rounded.codes[k], |lane, _| {
+                    let step = self.rounded.scales[lane] * integers[lane];
+                    nearest(clamp(self.values[k][lane] / step, low[lane], high[lane]))
+                });
+            }
         }
     }
 
@@ -421,6 +456,29 @@ fn largest_magnitudes(values: &[Lanes]) -> Lanes {
     largest
 }
 
+/// Whether the largest magnitude of each lane is that of a positive number.
+#[inline(always)]
+fn largest_is_positive(values: &[Lanes]) -> [bool; LANES] {
+    let (mut smallest, mut largest) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for values in values {
+        update(&mut smallest, |lane, smallest| smallest.min(values[lane]));
+        update(&mut largest, |lane, largest| largest.max(values[lane]));
+    }
+    compare(|lane| largest[lane] > -smallest[lane])
+}
+
+/// `value` within these bounds. `f32::clamp` compares the bounds too, which is slow in a loop.
+#[inline(always)]
+fn clamp(mut value: f32, low: f32, high: f32) -> f32 {
+    if value < low {
+        value = low;
+    }
+    if value > high {
+        value = high;
+    }
+    value
+}
+
 /// A condition for each lane.
 #[inline(always)]
 fn compare(condition: impl Fn(usize) -> bool) -> [bool; LANES] {
@@ -481,10 +539,11 @@ mod tests {
         }
         let mut values = vec![[0.0; LANES]; columns];
         values.as_flattened_mut().fill_with(&mut number);
-        for block in [Some(16), None] {
+        for (block, largest) in [(Some(16), 7.0), (Some(16), 8.0), (None, 7.0)] {
             let metric = Metric::full(&moments, columns, block).unwrap();
             let range = CodeRange {
-                codes: [-8.0, 7.0],
+                codes: [-8.0, largest],
+                shifts: largest == 8.0,
                 integers: if block.is_some() { 16 } else { 1 },
             };
             let ratios = Ratios {
