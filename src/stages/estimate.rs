@@ -229,8 +229,8 @@ impl Work {
     }
 }
 
-/// `cycles` in microseconds, at the clock of the graph with the figures `whole`. The compiler's own
-/// time of a small graph is too coarse: it is a whole number.
+/// `cycles` in microseconds, at the clock of the graph with the figures `whole`: its cycles by its
+/// time, whose rounding to whole microseconds matters little there. Of a layer it would.
 fn microseconds(cycles: u64, whole: &Figures) -> f64 {
     let us = cycles as f64 * whole.time_us as f64 / whole.cycles.max(1) as f64;
     (us * 100.0).round() / 100.0

@@ -273,6 +273,12 @@ fn layers(estimate: &Manifest) -> BTreeMap<String, LayerEstimate> {
     layers
 }
 
+/// Whether two times differ by less than 2 %: the clock is that of a graph of some 90 us, which the
+/// compiler states in whole microseconds.
+fn is_close(a: &LayerEstimate, b: &LayerEstimate) -> bool {
+    (a.time_us - b.time_us).abs() <= 0.02 * a.time_us
+}
+
 /// Two estimates of layers, and an assignment of schemes by them. The costs in accuracy are made
 /// up.
 #[test]
@@ -332,10 +338,8 @@ fn the_time_of_each_linear_layer_is_estimated() {
             "{tensor} {layer:?}"
         );
         for (other, same) in &found {
-            assert!(
-                layer.shape != same.shape || layer.time_us == same.time_us,
-                "{tensor} {other}"
-            );
+            let is_same = layer.shape == same.shape;
+            assert!(!is_same || is_close(layer, same), "{tensor} {other}");
         }
         let has_bias = ["attn_q", "attn_k", "attn_v"]
             .iter()
@@ -344,7 +348,14 @@ fn the_time_of_each_linear_layer_is_estimated() {
     }
     // A model in one piece has the same layers.
     let whole = layers(&estimate("native", 1, true));
-    assert_eq!(whole, found);
+    assert_eq!(whole.len(), found.len());
+    for (tensor, layer) in &whole {
+        let same = &found[tensor];
+        assert!(
+            layer.shape == same.shape && is_close(layer, same),
+            "{layer:?} {same:?}"
+        );
+    }
 
     let f16 = estimate("f16", 2, true);
     let f16_layers = layers(&f16);

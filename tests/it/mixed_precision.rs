@@ -193,7 +193,7 @@ fn estimate(runner: &StageRunner, count: u64, scheme: &str, us: f64) -> Manifest
 }
 
 /// 196 tensors with 1.26 billion weights, as 28 layers of a model of 1.5 billion have. Everything
-/// in `native` takes 45 ms, in `int8-channel` 30 ms, in `lpbq-32` 20 ms.
+/// in `native` takes 45 ms and 709 MB, in `int8-channel` 30 ms, in `lpbq-32` 20 ms.
 #[test]
 fn a_large_model_meets_its_budgets_of_bytes_and_time() {
     let home = tempfile::tempdir().unwrap();
@@ -223,7 +223,6 @@ fn a_large_model_meets_its_budgets_of_bytes_and_time() {
         let choice = run(params.clone());
         assert_eq!(choice, run(params.clone()), "the same bytes and facts");
         let facts = facts(&choice);
-        println!("{}", runner.text(&choice, "overrides.toml"));
         println!("{}", runner.text(&choice, "front.txt"));
         if let Some(budget) = params.get("bytes") {
             assert!(facts["bytes"].as_u64() <= budget.as_u64(), "{facts}");
@@ -248,9 +247,9 @@ fn a_large_model_meets_its_budgets_of_bytes_and_time() {
             }
         }
     }
-    // A second budget costs accuracy, here not much more than the budgets do by themselves.
-    assert!(losses[2] >= losses[0].max(losses[1]), "{losses:?}");
-    assert!(losses[2] <= 1.5 * losses[0].max(losses[1]), "{losses:?}");
+    // Each budget costs accuracy.
+    assert_eq!(losses[0], 0.0);
+    assert!(losses[1] > 0.0 && losses[2] > losses[1], "{losses:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::model::onnx::LinearShape;
 
 /// The layers of one shape.
 struct Row {
-    time_us: f64,
+    sum_us: f64,
     count: usize,
     /// The first of their tensors.
     tensor: String,
@@ -28,14 +28,15 @@ pub(super) fn write_table(
     for (tensor, layer) in layers {
         total_us += layer.time_us;
         let row = by_shape.entry(layer.shape).or_insert(Row {
-            time_us: layer.time_us,
+            sum_us: 0.0,
             count: 0,
             tensor: tensor.to_string(),
         });
+        row.sum_us += layer.time_us;
         row.count += 1;
     }
     let mut rows: Vec<(LinearShape, Row)> = by_shape.into_iter().collect();
-    rows.sort_by(|(_, a), (_, b)| b.sum_us().total_cmp(&a.sum_us()));
+    rows.sort_by(|(_, a), (_, b)| b.sum_us.total_cmp(&a.sum_us));
 
     writeln!(
         f,
@@ -54,19 +55,13 @@ pub(super) fn write_table(
             format!("{} x {}", shape.rows, shape.columns),
             activations(shape),
             row.count,
-            row.time_us,
-            row.sum_us(),
+            row.sum_us / row.count as f64,
+            row.sum_us,
             row.tensor
         )?;
     }
     let count = layers.len();
     writeln!(f, "{:54} {count:>6} {:>10} {total_us:>10.1}", "sum", "")
-}
-
-impl Row {
-    fn sum_us(&self) -> f64 {
-        self.time_us * self.count as f64
-    }
 }
 
 /// The types of input and output: `u16`, `u16 to f16`.

@@ -319,4 +319,67 @@ mod tests {
         assert!(cases > 300 && exact * 10 > cases * 9);
         assert!(found <= 1.005 * optimum, "{found} instead of {optimum}");
     }
+
+    /// A lower bound of the least error, by Lagrangian duality: no assignment within the budgets
+    /// has less error than the best one without budgets, where what it takes costs multipliers and
+    /// the budgets are paid back.
+    fn bound(items: &[Vec<Choice>], bytes: u64, time_ns: u64) -> f64 {
+        let dual = |per_byte: f64, per_ns: f64| {
+            let mut sum = -per_byte * bytes as f64 - per_ns * time_ns as f64;
+            for item in items {
+                let costs = item.iter().map(|choice| {
+                    choice.error + per_byte * choice.bytes as f64 + per_ns * choice.time_ns as f64
+                });
+                sum += costs.fold(f64::INFINITY, f64::min);
+            }
+            sum
+        };
+        let over_ns = |per_byte| largest(|log| dual(per_byte, libm::exp(log)));
+        largest(|log| over_ns(libm::exp(log)))
+    }
+
+    /// The largest value of a function with one maximum, of logarithms from 1e-16 to 1.
+    fn largest(value: impl Fn(f64) -> f64) -> f64 {
+        let (mut low, mut high) = (-37.0, 0.0);
+        for _ in 0..60 {
+            let step = (high - low) / 3.0;
+            if value(low + step) <= value(high - step) {
+                low += step;
+            } else {
+                high -= step;
+            }
+        }
+        value(low)
+    }
+
+    /// As many tensors as a model of 1.5 billion weights has, and the sizes and times of three
+    /// schemes.
+    #[test]
+    fn a_large_case_is_near_the_bound() {
+        let mut items = vec![];
+        for index in 0..196 {
+            let size = [2u64, 1, 1, 2, 13, 13, 13][index % 7];
+            let error = (1 + index * 37 % 101) as f64 * 1e-6 * size as f64;
+            let choice = |bytes, time_ns, error| Choice {
+                bytes: size * bytes,
+                time_ns: size * time_ns,
+                error,
+            };
+            items.push(vec![
+                choice(562_500, 32_000, 0.0),
+                choice(1_004_096, 20_000, error / 50.0),
+                choice(535_072, 12_000, error),
+            ]);
+        }
+        let (bytes, time_ns) = (750_000_000, 23_000_000);
+        let budgets = Budgets {
+            bytes: Some(bytes),
+            time_ns: Some(time_ns),
+        };
+        let found = Sums::of(&items, &choose(&items, budgets).unwrap());
+        let bound = bound(&items, bytes, time_ns);
+        println!("{found:?}, the optimum is at least {bound}");
+        assert!(budgets.hold(&found));
+        assert!(found.error >= bound && found.error <= 1.005 * bound);
+    }
 }
