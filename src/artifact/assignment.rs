@@ -5,6 +5,12 @@ use serde::{Deserialize, Serialize};
 /// The part that `requant` reads.
 pub const OVERRIDES: &str = "overrides.toml";
 
+/// The part with the Pareto front: a list of points, for plots.
+pub const FRONT: &str = "front.json";
+
+/// The same for people.
+pub const FRONT_TEXT: &str = "front.txt";
+
 /// The chosen schemes: the facts of `overrides.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AssignmentFacts {
@@ -14,6 +20,9 @@ pub struct AssignmentFacts {
     pub bytes: u64,
     /// Expected KL divergence of the model: the sum of the measured costs, in nats.
     pub kld: f64,
+    /// Expected time of a decode call in microseconds, if there were estimates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_us: Option<f64>,
 }
 
 /// An override of a `requant` stage.

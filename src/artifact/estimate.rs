@@ -1,5 +1,7 @@
 //! The output of `estimate`: what the compiler expects of the graphs on a chip, by shard.
 
+mod layers;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -9,6 +11,7 @@ use crate::action::Manifest;
 use crate::base::{Code, Problem, Result, bytes, count};
 use crate::model::decoder::shards::{OuterModule, Place, Shard};
 use crate::model::facts::GraphFacts;
+use crate::model::onnx::LinearShape;
 
 /// The estimate of a shard, in its folder if it has one. Its facts are the same, without the names
 /// of operations.
@@ -52,6 +55,24 @@ pub struct GraphEstimate {
     /// The names of the operations without a cost, if the stage collects them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
+    /// The linear layers of a decode graph by the names of their tensors, if the stage estimates
+    /// them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub layers: BTreeMap<String, LayerEstimate>,
+}
+
+/// The estimate of a linear layer alone: of a graph with just this layer, which reads its input
+/// from DDR and writes its output there. In the whole graph, layers may overlap.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerEstimate {
+    /// The scheme of its weight, if the facts of the weight name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<String>,
+    /// What its time depends on.
+    #[serde(flatten)]
+    pub shape: LinearShape,
+    /// Duration of a call in microseconds, to a hundredth.
+    pub time_us: f64,
 }
 
 /// Figures of one call, of a graph or of all shards of a model together.
@@ -101,6 +122,7 @@ impl GraphEstimate {
             shard: graph.shard,
             figures,
             names,
+            layers: BTreeMap::new(),
         }
     }
 }
@@ -200,6 +222,17 @@ impl ModelEstimate {
         Ok(model)
     }
 
+    /// The linear layers of the decode graphs of all shards, by the names of their tensors.
+    pub fn layers(&self) -> BTreeMap<&str, &LayerEstimate> {
+        let mut layers = BTreeMap::new();
+        for graph in self.graphs.values().flatten() {
+            for (tensor, layer) in &graph.layers {
+                layers.insert(tensor.as_str(), layer);
+            }
+        }
+        layers
+    }
+
     /// What the figures are, for people.
     pub fn heading(&self) -> String {
         let ModelEstimate { soc, arch, .. } = self;
@@ -235,7 +268,7 @@ impl fmt::Display for ModelEstimate {
         for module in &self.on_cpu {
             writeln!(f, "not included: the {module}, which runs on the CPU")?;
         }
-        Ok(())
+        layers::write_table(f, &self.layers())
     }
 }
 

@@ -3,13 +3,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The part with the cost of a tensor or group, in its folder. Its facts are a [`Measured`].
+/// The part with the cost of a tensor or group, in its folder. Its facts are a [`Measurement`].
 pub const COSTS: &str = "costs.json";
 
 /// What one order measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Measured {
+pub enum Measurement {
     /// The costs of one tensor.
     Tensor(TensorCosts),
     /// The cost of several tensors together.

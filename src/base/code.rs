@@ -228,6 +228,7 @@ codes! {
         MeasureBundle = "kiln::measure::bundle",
         MeasureDevice = "kiln::measure::device",
         MixedPrecisionBudget = "kiln::mixed_precision::budget",
+        MixedPrecisionEstimate = "kiln::mixed_precision::estimate",
         ModelArchitecture = "kiln::model::architecture",
         ModelFacts = "kiln::model::facts",
         ModelGgmlType = "kiln::model::ggml_type",

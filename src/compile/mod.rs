@@ -13,6 +13,7 @@ use crate::model::decoder::shards::{Place, Shard};
 use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
 use crate::model::facts::GraphFacts;
 use crate::model::onnx;
+use crate::model::onnx::proto::ModelProto;
 use crate::model::weight::WeightFacts;
 use crate::qnn::{DeviceGraph, DeviceUse, GraphInfo};
 
@@ -30,11 +31,16 @@ pub fn lower_graphs(job: &Job, roles: &[impl AsRef<str>]) -> Result<Vec<DeviceGr
     onnx::lint(&models.iter().map(|(_, model)| model).collect::<Vec<_>>())?;
     let mut graphs = vec![];
     for (file, model) in &models {
-        let graph = lower(model, &|location| job.read(location))
+        let graph = lower_model(job, model)
             .map_err(|problem| problem.within(format!("failed to lower {file}")))?;
         graphs.push(graph);
     }
     Ok(graphs)
+}
+
+/// Lowers `model`, whose weights are inputs of `job`.
+pub fn lower_model(job: &Job, model: &ModelProto) -> Result<DeviceGraph> {
+    lower(model, &|location| job.read(location))
 }
 
 /// How the device uses weights in these graphs, without duplicates: what is to be proved.

@@ -2,25 +2,34 @@
 //!
 //! The graphs are compiled once more, as `context-bin` does, for a chip whose speed the compiler
 //! estimates, and the binary is not kept. One order, or one per shard: the readers add up the
-//! shards.
+//! shards. With `layers`, each linear layer of the decode graph is compiled alone, too: one graph
+//! for all layers of the same shape and encoding.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    InputSpec, InputStage, Inputs, Job, Order, Outputs, PartName, StageSpec, TypedStage,
+    InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::context::{ROLES, both_roles};
 use crate::artifact::estimate::{
-    ESTIMATE, ESTIMATE_TEXT, Figures, GraphEstimate, ModelEstimate, NOTES, ShardEstimate,
+    ESTIMATE, ESTIMATE_TEXT, Figures, GraphEstimate, LayerEstimate, ModelEstimate, NOTES,
+    ShardEstimate,
 };
 use crate::artifact::tools::{QNN, libraries};
-use crate::base::{CanonJson, Result};
-use crate::compile::{CompiledShards, lower_graphs};
+use crate::artifact::weight;
+use crate::base::{CanonJson, Code, Problem, Result};
+use crate::compile::{CompiledShards, Elements, compile_bytes, lower_graphs, lower_model};
 use crate::model::facts::GraphFacts;
+use crate::model::onnx::{LinearShape, decode, linear_layers};
+use crate::model::weight::WeightFacts;
 use crate::qnn::{Backend, Context, Estimate as QnnEstimate, HtpGraph, Soc};
+
+/// The graph whose linear layers are estimated.
+const DECODE: &str = "decode";
 
 /// The parameters.
 #[derive(Deserialize, JsonSchema)]
@@ -42,6 +51,10 @@ pub struct Params {
     /// Whether `estimate.json` lists the names of the operations without a cost.
     #[serde(default)]
     details: bool,
+    /// Whether each linear layer of the decode graph is estimated alone, too: one more graph for
+    /// each distinct shape and encoding.
+    #[serde(default)]
+    layers: bool,
 }
 
 fn default_soc() -> String {
@@ -54,6 +67,12 @@ pub struct Work {
     soc: String,
     graphs: Vec<String>,
     details: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    layers: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// The stage.
@@ -74,11 +93,23 @@ impl TypedStage for Estimate {
             required: true,
             many: false,
         }],
-        params: &["soc", "graphs", "sample", "details"],
+        params: &["soc", "graphs", "sample", "details", "layers"],
         keyed: &[],
         reaches_outside: false,
         measures: false,
     };
+
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
+        if !params.layers || params.graphs.iter().any(|role| role == DECODE) {
+            return vec![];
+        }
+        let message = "`layers` are those of the decode graph, which is not among `graphs`";
+        vec![ParamProblem {
+            path: "layers".into(),
+            problem: Problem::new(Code::PlanParameter, message)
+                .help("add `\"decode\"` to `graphs`, or leave out `layers`"),
+        }]
+    }
 
     fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
         vec![QNN]
@@ -91,14 +122,22 @@ impl TypedStage for Estimate {
             graphs,
             sample,
             details,
+            layers,
         } = params;
         let shards = CompiledShards::new(inputs.one("graph")?, "onnx", &graphs, sample)?;
         let work = Work {
             soc,
             graphs: graphs.clone(),
             details,
+            layers,
         };
-        shards.orders(&work, &tools)
+        let mut orders = shards.orders(&work, &tools)?;
+        if layers {
+            for order in &mut orders {
+                order.demand.memory_bytes += layer_bytes(order);
+            }
+        }
+        Ok(orders)
     }
 
     fn run(work: Work, job: &Job) -> Result<Outputs> {
@@ -138,12 +177,79 @@ impl Work {
             graphs.insert(role.clone(), graph);
         }
         job.progress(count, count, "graphs");
+        if self.layers
+            && let Some(graph) = graphs.get_mut(DECODE)
+        {
+            graph.layers = self.layers(job, &context, &graph.figures)?;
+        }
         Ok(ShardEstimate {
             soc: soc.name.into(),
             arch: soc.arch,
             graphs,
         })
     }
+}
+
+impl Work {
+    /// The estimates of the linear layers of the decode graph, whose own figures are `whole`.
+    fn layers(
+        &self,
+        job: &Job,
+        context: &Context,
+        whole: &Figures,
+    ) -> Result<BTreeMap<String, LayerEstimate>> {
+        let soc = Soc::estimated(&self.soc)?;
+        let found = linear_layers(&decode(&job.read(&format!("{DECODE}.onnx"))?)?)?;
+        let shapes: BTreeSet<LinearShape> = found.iter().map(|layer| layer.shape).collect();
+        let (mut times, mut layers) = (BTreeMap::new(), BTreeMap::new());
+        for layer in found {
+            let time_us = match times.get(&layer.shape) {
+                Some(&time_us) => time_us,
+                None => {
+                    job.check_cancelled()?;
+                    job.progress(times.len() as u64, shapes.len() as u64, "layers");
+                    let graph = lower_model(job, &layer.model)?;
+                    let estimate = context.estimate(&graph, HtpGraph::default(), soc, false)?;
+                    let time_us = microseconds(estimate.cycles.value, whole);
+                    times.insert(layer.shape, time_us);
+                    time_us
+                }
+            };
+            let facts = weight::facts(job, &format!("weights/{}", layer.tensor))?;
+            layers.insert(
+                layer.tensor,
+                LayerEstimate {
+                    scheme: facts.error.map(|error| error.scheme),
+                    shape: layer.shape,
+                    time_us,
+                },
+            );
+        }
+        Ok(layers)
+    }
+}
+
+/// `cycles` in microseconds, at the clock of the graph with the figures `whole`: its cycles by its
+/// time, whose rounding to whole microseconds matters little there. Of a layer it would.
+fn microseconds(cycles: u64, whole: &Figures) -> f64 {
+    let us = cycles as f64 * whole.time_us as f64 / whole.cycles.max(1) as f64;
+    (us * 100.0).round() / 100.0
+}
+
+/// Peak memory that the graphs of the linear layers add to an order: one for each distinct shape
+/// and encoding of its weights.
+fn layer_bytes(order: &Order<Work>) -> u64 {
+    let (mut known, mut parts) = (BTreeSet::new(), vec![]);
+    for (name, part) in &order.inputs {
+        if let Ok(facts) = part.facts.read::<WeightFacts>()
+            && facts.is_main()
+            && facts.shape.len() == 2
+            && known.insert((facts.shape, facts.encoding))
+        {
+            parts.push((name.as_str(), part));
+        }
+    }
+    compile_bytes(Elements::of_weights(parts.into_iter()), 1)
 }
 
 fn figures(estimate: &QnnEstimate) -> Figures {

@@ -19,7 +19,7 @@ use crate::action::{
 };
 use crate::artifact::reference::windows;
 use crate::artifact::sensitivity::{
-    COSTS, Cost, GroupCost, Measured, StoredScheme, TensorCosts, TensorSchemes,
+    COSTS, Cost, GroupCost, Measurement, StoredScheme, TensorCosts, TensorSchemes,
 };
 use crate::artifact::tensors;
 use crate::base::{CanonJson, Code, Problem, Result};
@@ -181,7 +181,7 @@ impl TypedStage for Sensitivity {
     fn run(work: Work, job: &Job) -> Result<Outputs> {
         let mut klds = measure(&work, job)?;
         let measured = match (work.group, work.tensors) {
-            (Some(group), tensors) => Measured::Group(GroupCost {
+            (Some(group), tensors) => Measurement::Group(GroupCost {
                 group,
                 kld: klds.remove(0),
                 tensors,
@@ -195,7 +195,7 @@ impl TypedStage for Sensitivity {
                     bytes: stored.bytes,
                     kld,
                 });
-                Measured::Tensor(TensorCosts {
+                Measurement::Tensor(TensorCosts {
                     tensor: schemes.tensor,
                     costs: costs.collect(),
                 })

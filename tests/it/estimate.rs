@@ -7,7 +7,7 @@ use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::Manifest;
-use kiln::artifact::estimate::{Figures, ModelEstimate};
+use kiln::artifact::estimate::{Figures, LayerEstimate, ModelEstimate};
 use kiln::base::{Code, Problem};
 use kiln::stages;
 use serde_json::{Value, json};
@@ -131,6 +131,19 @@ fn chips_without_estimates_are_rejected() {
 }
 
 #[test]
+fn layers_need_the_decode_graph() {
+    let registry = stages::all();
+    let check = |params: Value| registry.get("estimate").unwrap().check(&params, &[]);
+    assert!(check(json!({"layers": true})).is_ok());
+    assert!(check(json!({"layers": true, "graphs": ["decode"]})).is_ok());
+    let problems = check(json!({"layers": true, "graphs": ["prefill"]})).unwrap_err();
+    assert_eq!(
+        problems[0].problem.message,
+        "`layers` are those of the decode graph, which is not among `graphs`"
+    );
+}
+
+#[test]
 fn each_shard_is_estimated_with_its_own_weights() {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path());
@@ -154,6 +167,11 @@ fn each_shard_is_estimated_with_its_own_weights() {
         assert!(input.starts_with("weights/blk.1."), "{input}");
     }
     assert!(orders[1].demand.memory_bytes > 512 << 20);
+
+    let with_layers = runner.orders("estimate", &graph(4), &json!({"layers": true}));
+    assert!(with_layers[1].demand.memory_bytes > orders[1].demand.memory_bytes);
+    // The key of an order without layers is what it was before there were layers.
+    assert_eq!(orders[1].params.get("layers"), None);
 }
 
 /// The figures of each part `estimate.json`, by role.
@@ -243,4 +261,129 @@ fn the_sum_of_the_shards_is_reported() {
         );
         assert_eq!(reported[role], json!(sum));
     }
+}
+
+/// The layers of all shards.
+fn layers(estimate: &Manifest) -> BTreeMap<String, LayerEstimate> {
+    let model = ModelEstimate::read(estimate).unwrap();
+    let mut layers = BTreeMap::new();
+    for (tensor, layer) in model.layers() {
+        layers.insert(tensor.to_string(), layer.clone());
+    }
+    layers
+}
+
+/// Whether two times differ by less than 2 %: the clock is that of a graph of some 90 us, which the
+/// compiler states in whole microseconds.
+fn is_close(a: &LayerEstimate, b: &LayerEstimate) -> bool {
+    (a.time_us - b.time_us).abs() <= 0.02 * a.time_us
+}
+
+/// Two estimates of layers, and an assignment of schemes by them. The costs in accuracy are made
+/// up.
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn the_time_of_each_linear_layer_is_estimated() {
+    let home = tempfile::tempdir().unwrap();
+    let runner = StageRunner::new(home.path()).tool("qnn", &tools::qnn());
+    let model = runner.inspect(&TinyGguf::qwen2().layers(2).write());
+    let estimate = |scheme: &str, shards: u32, layers: bool| {
+        let params = json!({"prefill": 16, "context": 32, "shards": shards});
+        let graph = runner.graph(&model, scheme, params);
+        let params = json!({"graphs": ["decode"], "layers": layers});
+        runner
+            .run("estimate", params, &[("graph", &graph)])
+            .unwrap()
+    };
+    let native = estimate("native", 2, true);
+    assert_eq!(
+        native,
+        estimate("native", 2, true),
+        "the same bytes and facts"
+    );
+    let without = ModelEstimate::read(&estimate("native", 2, false)).unwrap();
+    let with = ModelEstimate::read(&native).unwrap();
+    assert_eq!(with.sums, without.sums, "layers do not change the graph");
+    assert!(without.layers().is_empty());
+    println!("{with}");
+    let text = runner.text(&native, "1-of-2/estimate.txt");
+    assert!(
+        text.contains("\nlinear layers of decode: estimates of each layer alone"),
+        "{text}"
+    );
+    assert!(!without.to_string().contains("linear layers"));
+
+    let found = layers(&native);
+    let mut expected = vec!["output.weight".to_string()];
+    for layer in 0..2 {
+        for kind in [
+            "attn_q",
+            "attn_k",
+            "attn_v",
+            "attn_output",
+            "ffn_gate",
+            "ffn_up",
+            "ffn_down",
+        ] {
+            expected.push(format!("blk.{layer}.{kind}.weight"));
+        }
+    }
+    expected.sort();
+    let names: Vec<&String> = found.keys().collect();
+    assert_eq!(names, expected.iter().collect::<Vec<_>>());
+    for (tensor, layer) in &found {
+        assert_eq!(layer.scheme.as_deref(), Some("native"));
+        assert!(
+            layer.time_us > 0.0 && layer.shape.tokens == 1,
+            "{tensor} {layer:?}"
+        );
+        for (other, same) in &found {
+            let is_same = layer.shape == same.shape;
+            assert!(!is_same || is_close(layer, same), "{tensor} {other}");
+        }
+        let has_bias = ["attn_q", "attn_k", "attn_v"]
+            .iter()
+            .any(|kind| tensor.contains(kind));
+        assert_eq!(layer.shape.bias, has_bias, "{tensor}");
+    }
+    // A model in one piece has the same layers.
+    let whole = layers(&estimate("native", 1, true));
+    assert_eq!(whole.len(), found.len());
+    for (tensor, layer) in &whole {
+        let same = &found[tensor];
+        assert!(
+            layer.shape == same.shape && is_close(layer, same),
+            "{layer:?} {same:?}"
+        );
+    }
+
+    let f16 = estimate("f16", 2, true);
+    let f16_layers = layers(&f16);
+    let (mut costs, mut expected_us) = (Manifest::default(), with.sums["decode"].time_us as f64);
+    for (tensor, layer) in &found {
+        let other = &f16_layers[tensor];
+        assert_eq!(other.scheme.as_deref(), Some("f16"));
+        assert_ne!(other.shape.weight, layer.shape.weight);
+        expected_us += other.time_us - layer.time_us;
+        let facts = json!({"tensor": tensor, "costs": [
+            {"scheme": "native", "bytes": 2, "kld": 1e-3}, {"scheme": "f16", "bytes": 1, "kld": 0.0},
+        ]});
+        let name = format!("{tensor}/costs.json").parse().unwrap();
+        costs.parts.insert(name, runner.part(b"", facts));
+    }
+    let slots = [
+        ("sensitivity", &costs),
+        ("estimates", &native),
+        ("estimates", &f16),
+    ];
+    let params = json!({"decode_ms": 1000});
+    let choice = runner.run("mixed-precision", params, &slots).unwrap();
+    println!("{}", runner.text(&choice, "overrides.toml"));
+    println!("{}", runner.text(&choice, "front.txt"));
+    let facts = choice.part("overrides.toml").unwrap().facts.value().clone();
+    assert!(
+        (facts["decode_us"].as_f64().unwrap() - expected_us).abs() < 1e-6,
+        "{facts}"
+    );
+    assert_eq!(facts["kld"], 0.0);
 }

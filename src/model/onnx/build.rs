@@ -94,6 +94,14 @@ impl Builder {
         }
     }
 
+    /// A constant of another graph, with its data or the place of its data.
+    pub(super) fn existing(&mut self, tensor: &TensorProto) -> Value {
+        let name = tensor.name.clone();
+        self.initializers.insert(name.clone(), tensor.clone());
+        let dims = tensor.dims.iter().map(|&n| n as u64).collect();
+        Value { name, dims }
+    }
+
     /// A constant number.
     pub fn scalar(&mut self, name: &str, value: f32) -> Value {
         self.constant(name, &[], &[value])

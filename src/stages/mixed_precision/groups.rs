@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::artifact::sensitivity::{
-    Cost, GroupCost, Measured, StoredScheme, TensorCosts, TensorSchemes,
+    Cost, GroupCost, Measurement, StoredScheme, TensorCosts, TensorSchemes,
 };
 
 /// How often all groups are fitted. The costs converge geometrically.
@@ -19,12 +19,12 @@ const ROUNDS: usize = 100;
 const LEAST_COST: f64 = 1e-9;
 
 /// The costs of all tensors of `measured`, by name.
-pub(super) fn tensor_costs(measured: Vec<Measured>) -> Vec<TensorCosts> {
+pub(super) fn tensor_costs(measured: Vec<Measurement>) -> Vec<TensorCosts> {
     let (mut costs, mut groups) = (vec![], vec![]);
     for measured in measured {
         match measured {
-            Measured::Tensor(tensor) => costs.push(tensor),
-            Measured::Group(group) => groups.push(group),
+            Measurement::Tensor(tensor) => costs.push(tensor),
+            Measurement::Group(group) => groups.push(group),
         }
     }
     costs.extend(spread(&groups));
@@ -137,7 +137,7 @@ mod tests {
             tensor: "output.weight".into(),
             costs: vec![],
         };
-        let measured = vec![Measured::Tensor(tensor.clone())];
+        let measured = vec![Measurement::Tensor(tensor.clone())];
         assert_eq!(tensor_costs(measured), [tensor]);
     }
 }

@@ -1,11 +1,11 @@
-//! The multiple-choice knapsack problem, by dynamic programming over bytes: one choice for each
-//! item with the least sum of errors within a budget of bytes.
+//! The multiple-choice knapsack problem, by dynamic programming over sizes: one choice for each item
+//! with the least sum of errors within a budget. Sizes are bytes or nanoseconds.
 
 /// One way to store an item.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Choice {
-    /// Its size.
-    pub bytes: u64,
+    /// What it takes of the budget.
+    pub size: u64,
     /// Its cost in accuracy; not negative, and additive over items.
     pub error: f64,
 }
@@ -14,21 +14,21 @@ pub(super) struct Choice {
 /// item and step.
 const MAX_STEPS: u64 = 1 << 16;
 
-/// The index of the choice of each item with the least sum of errors whose bytes sum to at most
-/// `budget`; among equals, one with fewer bytes. `None` if not even the smallest choices fit.
+/// The index of the choice of each item with the least sum of errors whose sizes sum to at most
+/// `budget`; among equals, one with a smaller size. `None` if not even the smallest choices fit.
 ///
-/// Bytes are counted exactly, in units of their greatest common divisor. If that gives more than
+/// Sizes are counted exactly, in units of their greatest common divisor. If that gives more than
 /// 65,536 steps, they are counted in coarser units and rounded up, so that the budget still holds.
 pub(super) fn choose(items: &[Vec<Choice>], budget: u64) -> Option<Vec<usize>> {
-    // The smallest choice of each item is always paid for. Only the bytes above it are to be
+    // The smallest choice of each item is always paid for. Only what is above it is to be
     // decided.
     let (mut spare, mut most_extra) = (budget, 0);
     let mut extras: Vec<Vec<u64>> = vec![];
     for item in items {
-        let sizes = item.iter().map(|choice| choice.bytes);
+        let sizes = item.iter().map(|choice| choice.size);
         let least = sizes.min()?;
         spare = spare.checked_sub(least)?;
-        let extra: Vec<u64> = item.iter().map(|choice| choice.bytes - least).collect();
+        let extra: Vec<u64> = item.iter().map(|choice| choice.size - least).collect();
         most_extra += extra.iter().max()?;
         extras.push(extra);
     }
@@ -47,7 +47,7 @@ pub(super) fn choose(items: &[Vec<Choice>], budget: u64) -> Option<Vec<usize>> {
         let mut best = vec![f64::INFINITY; steps + 1];
         let mut pick = vec![0u8; steps + 1];
         let mut order: Vec<usize> = (0..item.len()).collect();
-        order.sort_by_key(|choice| item[*choice].bytes);
+        order.sort_by_key(|choice| item[*choice].size);
         for choice in order {
             let needed = extra[choice].div_ceil(unit) as usize;
             for step in needed..=steps {
@@ -88,7 +88,7 @@ mod tests {
     fn cost(items: &[Vec<Choice>], chosen: &[usize]) -> (u64, f64) {
         let (mut bytes, mut error) = (0, 0.0);
         for (item, choice) in items.iter().zip(chosen) {
-            bytes += item[*choice].bytes;
+            bytes += item[*choice].size;
             error += item[*choice].error;
         }
         (bytes, error)
@@ -101,7 +101,7 @@ mod tests {
         };
         let mut least: Option<f64> = None;
         for choice in first {
-            if let Some(budget) = budget.checked_sub(choice.bytes)
+            if let Some(budget) = budget.checked_sub(choice.size)
                 && let Some(others) = least_error(rest, budget)
             {
                 let error = choice.error + others;
@@ -120,7 +120,7 @@ mod tests {
             let mut choices = vec![];
             for item in items {
                 let item = item.into_iter().map(|(bytes, error)| Choice {
-                    bytes: bytes * 512,
+                    size: bytes * 512,
                     error: error.into(),
                 });
                 choices.push(item.collect::<Vec<_>>());
@@ -141,11 +141,11 @@ mod tests {
         let mut items = vec![];
         for n in 0..50 {
             let small = Choice {
-                bytes: 1_000_003 + n,
+                size: 1_000_003 + n,
                 error: 1.0,
             };
             let large = Choice {
-                bytes: 2_000_029 + n,
+                size: 2_000_029 + n,
                 error: 0.0,
             };
             items.push(vec![small, large]);
@@ -167,11 +167,11 @@ mod tests {
     fn among_equal_errors_the_smaller_is_chosen() {
         let items = [vec![
             Choice {
-                bytes: 9,
+                size: 9,
                 error: 0.5,
             },
             Choice {
-                bytes: 3,
+                size: 3,
                 error: 0.5,
             },
         ]];

@@ -1,0 +1,106 @@
+//! The time of each tensor in each scheme, from estimates with `layers`.
+
+use std::collections::BTreeMap;
+
+use crate::artifact::estimate::{LayerEstimate, ModelEstimate};
+use crate::artifact::sensitivity::TensorCosts;
+use crate::base::{Code, Problem, Result};
+
+/// The graph whose time is limited.
+const DECODE: &str = "decode";
+
+/// How long the decode call of a model takes, and each of its linear layers alone. The graph of the
+/// first estimate is the model; other graphs give the times of its layers in other schemes.
+pub(super) struct Times {
+    /// A decode call of the model.
+    decode_ns: u64,
+    /// The layers of the model as they are there, by tensor.
+    own: BTreeMap<String, u64>,
+    /// By tensor and scheme.
+    schemes: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+impl Times {
+    /// From `estimates`, all for one chip.
+    pub(super) fn of(estimates: &[ModelEstimate]) -> Result<Self> {
+        let Some(first) = estimates.first() else {
+            return Err(problem("there is no estimate".into()));
+        };
+        let Some(decode) = first.sums.get(DECODE) else {
+            let message = "the first of `estimates` has no time of the whole decode graph";
+            return Err(problem(message.into()).help("estimate `decode`, without `sample`"));
+        };
+        let mut times = Times {
+            decode_ns: decode.time_us.saturating_mul(1000),
+            own: BTreeMap::new(),
+            schemes: BTreeMap::new(),
+        };
+        for (index, estimate) in estimates.iter().enumerate() {
+            if estimate.soc != first.soc {
+                let (a, b) = (&first.soc, &estimate.soc);
+                return Err(problem(format!(
+                    "`estimates` are for two chips, {a} and {b}"
+                )));
+            }
+            let layers = estimate.layers();
+            if layers.is_empty() {
+                let message = format!("number {} of `estimates` has no layers", index + 1);
+                return Err(problem(message).help("give the stage `layers = true`"));
+            }
+            for (tensor, layer) in layers {
+                if index == 0 {
+                    times.own.insert(tensor.into(), nanoseconds(layer));
+                }
+                if let Some(scheme) = &layer.scheme {
+                    let schemes = times.schemes.entry(tensor.into()).or_default();
+                    // Of two estimates of the same scheme, the first counts.
+                    schemes.entry(scheme.clone()).or_insert(nanoseconds(layer));
+                }
+            }
+        }
+        Ok(times)
+    }
+
+    /// The times of the schemes of `costs`, in their order. A tensor that is no linear layer of the
+    /// model, as an embedding or a head on the CPU, takes none.
+    pub(super) fn of_schemes(&self, costs: &TensorCosts) -> Result<Vec<u64>> {
+        let tensor = &costs.tensor;
+        if !self.own.contains_key(tensor) {
+            return Ok(vec![0; costs.costs.len()]);
+        }
+        let mut times = vec![];
+        for cost in &costs.costs {
+            let schemes = self.schemes.get(tensor);
+            let Some(&time_ns) = schemes.and_then(|schemes| schemes.get(&cost.scheme)) else {
+                let scheme = &cost.scheme;
+                let message = format!("no estimate has `{tensor}` in the scheme `{scheme}`");
+                return Err(problem(message).help(
+                    "`estimates` must cover all graphs of the `sensitivity` stage, each by an \
+                     `estimate` with `layers = true`",
+                ));
+            };
+            times.push(time_ns);
+        }
+        Ok(times)
+    }
+
+    /// The time of a decode call without the layers of the measured `tensors`. Layers alone can
+    /// take longer than together, so it can be below 0.
+    pub(super) fn others_ns(&self, tensors: &[TensorCosts]) -> i64 {
+        let mut others = self.decode_ns as i64;
+        for costs in tensors {
+            if let Some(&own) = self.own.get(&costs.tensor) {
+                others = others.saturating_sub(own as i64);
+            }
+        }
+        others
+    }
+}
+
+fn nanoseconds(layer: &LayerEstimate) -> u64 {
+    (layer.time_us * 1000.0).round() as u64
+}
+
+fn problem(message: String) -> Problem {
+    Problem::new(Code::MixedPrecisionEstimate, message)
+}
