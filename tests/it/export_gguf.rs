@@ -4,6 +4,7 @@
 use crate::support::gguf_file::{self, GgufFile};
 use crate::support::peers::{python, stdout_of};
 use crate::support::quantize::Quant;
+use crate::support::restore;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::workspace::Folder;
 use kiln::action::Manifest;
@@ -164,6 +165,9 @@ impl Exporter {
             self.folder
                 .bytes(weights.part(&format!("{name}/{blob}")).unwrap())
         };
+        if weights.get(&format!("{name}/block_scales")).is_some() {
+            return restore::weight(&self.folder, weights, name);
+        }
         if weights.get(&format!("{name}/codes")).is_some() {
             let scales: Vec<f32> = bytes("scales").as_chunks().0.iter().map(half).collect();
             let codes = bytes("codes");

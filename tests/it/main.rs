@@ -71,6 +71,7 @@ mod reproduce;
 mod schema;
 mod schemes;
 mod shards;
+mod shifted_blocks;
 mod soak;
 mod store_audit;
 mod store_publish;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::support::onnx_runtime::compare_with_numpy;
 use crate::support::quantize::Quant;
 use crate::support::restore;
-use crate::support::tiny_gguf::{Random, TinyGguf, shifted_rows};
+use crate::support::tiny_gguf::{Random, TinyGguf};
 use crate::support::workspace::{Folder, inputs};
 use kiln::action::Manifest;
 use kiln::base::Code;
@@ -25,13 +25,13 @@ const INT4: RowLayout = RowLayout {
     block: None,
     shifts: false,
 };
-const SHIFTED: RowLayout = RowLayout {
+pub(crate) const SHIFTED: RowLayout = RowLayout {
     codes: Element::Int4,
     block: Some(32),
     shifts: true,
 };
 
-fn lpbq(block: u32) -> RowLayout {
+pub(crate) fn lpbq(block: u32) -> RowLayout {
     RowLayout {
         codes: Element::Int4,
         block: Some(block),
@@ -41,15 +41,20 @@ fn lpbq(block: u32) -> RowLayout {
 
 /// Rounded rows.
 #[derive(Debug, PartialEq)]
-struct Rounded {
-    codes: Vec<i32>,
+pub(crate) struct Rounded {
+    pub(crate) codes: Vec<i32>,
     integers: Vec<u8>,
     scales: Vec<f32>,
-    values: Vec<f32>,
-    sum: RowSum,
+    pub(crate) values: Vec<f32>,
+    pub(crate) sum: RowSum,
 }
 
-fn round_with(layout: RowLayout, metric: Metric, columns: usize, values: &[f32]) -> Rounded {
+pub(crate) fn round_with(
+    layout: RowLayout,
+    metric: Metric,
+    columns: usize,
+    values: &[f32],
+) -> Rounded {
     let rounding = RowRounding::new(layout, metric).unwrap();
     let [mut codes, mut integers, mut scales] = rounding
         .bytes(values.len() / columns)
@@ -124,7 +129,7 @@ fn unshifted(
     rounded
 }
 
-fn round_plain(layout: RowLayout, columns: usize, values: &[f32]) -> Rounded {
+pub(crate) fn round_plain(layout: RowLayout, columns: usize, values: &[f32]) -> Rounded {
     round_with(
         layout,
         Metric::plain(columns, layout.block),
@@ -139,7 +144,7 @@ fn numbers(seed: u64, count: usize) -> Vec<f32> {
 }
 
 /// Second moments of correlated inputs.
-fn moments(seed: u64, columns: usize) -> Vec<f32> {
+pub(crate) fn moments(seed: u64, columns: usize) -> Vec<f32> {
     let mut random = Random::of("inputs", seed);
     let mut h = vec![0.0; columns * columns];
     for _ in 0..columns * 2 {
@@ -327,24 +332,6 @@ fn results_do_not_depend_on_other_rows_or_threads() {
             "a row alone"
         );
     }
-}
-
-#[test]
-fn rows_of_shifted_blocks_are_restored_exactly() {
-    let columns = 320;
-    let values = shifted_rows(&mut Random::of("shifted", 1), 40, columns);
-    let h = moments(3, columns);
-    for metric in [
-        Metric::plain(columns, Some(32)),
-        Metric::full(&h, columns, Some(32)).unwrap(),
-    ] {
-        let rounded = round_with(SHIFTED, metric, columns, &values);
-        assert!(rounded.values == values);
-        assert_eq!(rounded.sum.clipped, 0);
-        assert!(rounded.codes.contains(&8) && rounded.codes.contains(&-8));
-    }
-    let unshifted = round_plain(lpbq(32), columns, &values);
-    assert!(unshifted.values != values, "the test needs both signs");
 }
 
 #[test]
@@ -613,7 +600,7 @@ fn calibration_lowers_the_weighted_error() {
             &restore::weight(&test.folder, &weights, name),
         )
     };
-    for scheme in ["int4-channel", "lpbq-16", "lpbq-64", "lpbq-32-shifted"] {
+    for scheme in ["int4-channel", "lpbq-16", "lpbq-64"] {
         let (full, diagonal) = (
             cost_of(scheme, test.calibration(false)),
             cost_of(scheme, test.calibration(true)),
@@ -642,20 +629,6 @@ fn indivisible_columns_are_rejected() {
             .message
             .ends_with("has 64 columns, not a multiple of 128, as lpbq-128 requires"),
         "{problem}"
-    );
-}
-
-#[test]
-fn an_embedding_has_no_sums() {
-    let test = TestModel::new(&TinyGguf::qwen2());
-    let weights = test.requant("lpbq-32-shifted");
-    let slots = [("model", &test.model), ("weights", &weights)];
-    let problem = test
-        .run("graph", json!({"prefill": 8, "context": 24}), &slots)
-        .unwrap_err();
-    assert_eq!(
-        problem.message,
-        "`token_embd.weight` is an embedding: rows cannot be looked up in lpbq x32 shifted"
     );
 }
 

@@ -247,17 +247,11 @@ pub fn shifted_rows(random: &mut Random, rows: usize, columns: usize) -> Vec<f32
             let sign = if random.bits() % 2 == 0 { 1.0 } else { -1.0 };
             let largest = random.bits() % 32;
             for index in 0..32 {
-                let code = if index == largest {
-                    8
-                } else {
-                    random.bits() % 16
+                let code = match index {
+                    _ if index == largest => 0,
+                    _ => random.bits() % 16,
                 };
-                values.push(
-                    (code as f32 - 8.0 * f32::from(index != largest))
-                        * sign
-                        * scale
-                        * integer as f32,
-                );
+                values.push((code as f32 - 8.0) * sign * scale * integer as f32);
             }
         }
     }

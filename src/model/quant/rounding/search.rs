@@ -49,6 +49,7 @@ pub(super) struct CodeRange {
 impl CodeRange {
     /// The smallest and the largest code of a block. `is_positive`: it may have the largest of all
     /// codes.
+    #[inline(always)]
     pub(super) fn of_block(self, is_positive: bool) -> [f32; 2] {
         let [low, high] = self.codes;
         match (self.shifts, is_positive) {
