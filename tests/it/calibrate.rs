@@ -114,6 +114,7 @@ fn sums_of_blocks_are_calibrated_with_any_graph() {
 
     let mut params = size;
     params["activations"] = json!("u16");
+    params["kv"] = json!("u16");
     let graph = |calibration: &Manifest| {
         let slots = [
             ("model", &model),
