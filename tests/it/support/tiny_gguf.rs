@@ -244,7 +244,11 @@ pub fn shifted_rows(random: &mut Random, rows: usize, columns: usize) -> Vec<f32
             } else {
                 1 + random.bits() % 16
             };
-            let sign = if random.bits() % 2 == 0 { 1.0 } else { -1.0 };
+            let sign = if random.bits().is_multiple_of(2) {
+                1.0
+            } else {
+                -1.0
+            };
             let largest = random.bits() % 32;
             for index in 0..32 {
                 let code = match index {
