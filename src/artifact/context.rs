@@ -8,8 +8,11 @@ use crate::model::decoder::shards::{Place, Shard};
 use crate::model::decoder::tensors::{by_name, role_of_blob};
 use crate::model::facts::GraphFacts;
 
+/// The graph that computes one token.
+pub const DECODE: &str = "decode";
+
 /// The two graphs of a decoder, by role.
-pub const ROLES: [&str; 2] = ["prefill", "decode"];
+pub const ROLES: [&str; 2] = ["prefill", DECODE];
 
 /// Both of them, the default of a parameter.
 pub fn both_roles() -> Vec<String> {

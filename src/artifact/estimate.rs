@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::action::Manifest;
+use crate::action::{Manifest, Part, PartName};
 use crate::base::{Code, Problem, Result, bytes, count};
 use crate::model::decoder::shards::{OuterModule, Place, Shard};
 use crate::model::facts::GraphFacts;
@@ -174,13 +174,8 @@ impl ShardEstimate {
 impl ModelEstimate {
     /// Reads the facts of an `estimate` manifest.
     pub fn read(manifest: &Manifest) -> Result<Self> {
-        let mut shards = vec![];
-        for (name, part) in &manifest.parts {
-            if name.as_str().rsplit('/').next() == Some(ESTIMATE) {
-                shards.push(part.facts.read::<ShardEstimate>()?);
-            }
-        }
-        ModelEstimate::of(shards)
+        let shards = estimates(manifest).map(|(_, part)| part.facts.read());
+        ModelEstimate::of(shards.collect::<Result<_>>()?)
     }
 
     /// Puts the estimates of the shards of a model together.
@@ -238,6 +233,12 @@ impl ModelEstimate {
         let ModelEstimate { soc, arch, .. } = self;
         format!("an estimate of Qualcomm's compiler for {soc} (v{arch}), not a measurement")
     }
+}
+
+/// The parts of an `estimate` manifest that have a [`ShardEstimate`].
+pub fn estimates(manifest: &Manifest) -> impl Iterator<Item = (&PartName, &Part)> {
+    let parts = manifest.parts.iter();
+    parts.filter(|(name, _)| name.as_str().rsplit('/').next() == Some(ESTIMATE))
 }
 
 /// The sums, or, if shards are missing, what there is of them.

@@ -32,8 +32,8 @@ use keys::KeySums;
 use moments::{Diagonal, Moments, moment_bytes};
 use tally::Tally;
 
-/// Inputs of a linear layer that are summed for `lpbq-32-shifted`.
-const SUMMED: usize = 32;
+/// Inputs of a linear layer that are summed.
+const SUMMED: usize = SumColumns::BLOCK as usize;
 
 /// The parameters.
 #[derive(Deserialize, JsonSchema)]

@@ -14,7 +14,7 @@ use crate::action::{
     InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec,
     TypedStage,
 };
-use crate::artifact::context::{ROLES, both_roles};
+use crate::artifact::context::{DECODE, ROLES, both_roles};
 use crate::artifact::estimate::{
     ESTIMATE, ESTIMATE_TEXT, Figures, GraphEstimate, LayerEstimate, ModelEstimate, NOTES,
     ShardEstimate,
@@ -27,9 +27,6 @@ use crate::model::facts::GraphFacts;
 use crate::model::onnx::{LinearShape, decode, linear_layers};
 use crate::model::weight::WeightFacts;
 use crate::qnn::{Backend, Context, Estimate as QnnEstimate, HtpGraph, Soc};
-
-/// The graph whose linear layers are estimated.
-const DECODE: &str = "decode";
 
 /// The parameters.
 #[derive(Deserialize, JsonSchema)]
@@ -134,7 +131,8 @@ impl TypedStage for Estimate {
         let mut orders = shards.orders(&work, &tools)?;
         if layers {
             for order in &mut orders {
-                order.demand.memory_bytes += layer_bytes(order);
+                let memory = order.demand.memory_bytes;
+                order.demand.memory_bytes = memory.saturating_add(layer_bytes(order));
             }
         }
         Ok(orders)
@@ -188,9 +186,7 @@ impl Work {
             graphs,
         })
     }
-}
 
-impl Work {
     /// The estimates of the linear layers of the decode graph, whose own figures are `whole`.
     fn layers(
         &self,

@@ -23,7 +23,7 @@ use crate::action::{
     TypedStage,
 };
 use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, FRONT, FRONT_TEXT, OVERRIDES};
-use crate::artifact::estimate::{ESTIMATE, ModelEstimate, ShardEstimate};
+use crate::artifact::estimate::{self, ModelEstimate, ShardEstimate};
 use crate::artifact::sensitivity::{Cost, Measurement, TensorCosts};
 use crate::base::{self, CanonJson, Code, Problem, Result, bytes};
 use budgets::Sums;
@@ -112,11 +112,9 @@ impl TypedStage for MixedPrecision {
         for (name, part) in &inputs.one("sensitivity")?.parts {
             order = order.input(name.as_str(), part);
         }
-        for (index, (_, estimate)) in inputs.many("estimates").iter().enumerate() {
-            for (name, part) in &estimate.parts {
-                if name.as_str().rsplit('/').next() == Some(ESTIMATE) {
-                    order = order.input(format!("{ESTIMATES}{index}/{name}"), part);
-                }
+        for (index, (_, manifest)) in inputs.many("estimates").iter().enumerate() {
+            for (name, part) in estimate::estimates(manifest) {
+                order = order.input(format!("{ESTIMATES}{index}/{name}"), part);
             }
         }
         Ok(vec![order])

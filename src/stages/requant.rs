@@ -241,12 +241,13 @@ fn choose_schemes(
 
 /// Adds the moments of the tensor's inputs to `order`, or their diagonal, if `calibration` has any.
 fn with_calibration(mut order: Order<RequantOrder>, calibration: &Manifest) -> Order<RequantOrder> {
-    order.params.rounding = Some(ROUNDING);
     if let Some(moments) = calibration.get(&format!("{MOMENTS}/{}", order.name)) {
+        order.params.rounding = Some(ROUNDING);
         order.demand = with_moments(order.demand, moments);
         return order.input(MOMENTS, moments);
     }
     if let Some(diagonal) = calibration.get(&format!("{DIAGONAL}/{}", order.name)) {
+        order.params.rounding = Some(ROUNDING);
         return order.input(DIAGONAL, diagonal);
     }
     order

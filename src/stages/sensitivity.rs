@@ -23,6 +23,7 @@ use crate::artifact::sensitivity::{
 };
 use crate::artifact::tensors;
 use crate::base::{CanonJson, Code, Problem, Result};
+use crate::model::facts::in_layer;
 use crate::model::onnx::decode;
 use crate::model::weight::{WeightFacts, blob_owner};
 use crate::run::{Candidate, Decoder, OnnxRuntime, model, score_window};
@@ -308,8 +309,9 @@ fn groups<'c, 'a>(
     let mut groups: BTreeMap<&str, Vec<&Changed>> = BTreeMap::new();
     for tensor in changed {
         let name = tensor.schemes.tensor.as_str();
-        match layer_and_kind(name) {
-            Some((layer, kind)) if together => {
+        match in_layer(name) {
+            Some((_, kind)) if together => {
+                let layer = &name[..name.len() - kind.len() - 1];
                 groups.entry(layer).or_default().push(tensor);
                 groups.entry(kind).or_default().push(tensor);
             }
@@ -317,13 +319,6 @@ fn groups<'c, 'a>(
         }
     }
     groups
-}
-
-/// `blk.3` and `ffn_down.weight` of `blk.3.ffn_down.weight`.
-fn layer_and_kind(tensor: &str) -> Option<(&str, &str)> {
-    let rest = tensor.strip_prefix("blk.")?;
-    let (number, kind) = rest.split_once('.')?;
-    Some((&tensor[..tensor.len() - kind.len() - 1], kind)).filter(|_| number.parse::<u32>().is_ok())
 }
 
 /// The tensors whose blobs `graph` reads.

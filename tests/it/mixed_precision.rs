@@ -5,8 +5,10 @@ use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::{InputStage, Manifest};
+use kiln::base::Result;
 use kiln::stages;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// The mean KL divergence of an evaluation of one window.
 fn kld(runner: &StageRunner, score: &Manifest) -> f64 {
@@ -16,34 +18,75 @@ fn kld(runner: &StageRunner, score: &Manifest) -> f64 {
     tokens.iter().map(kld).sum::<f64>() / tokens.len() as f64
 }
 
+/// The prefill and context of the graphs.
+fn sizes() -> Value {
+    json!({"prefill": 16, "context": 32})
+}
+
+/// A tiny model, its native graph, and a reference of one window.
+struct Setup {
+    _home: TempDir,
+    runner: StageRunner,
+    model: Manifest,
+    graph: Manifest,
+    reference: Manifest,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+        let model = runner.inspect(&TinyGguf::llama().write());
+        let graph = runner.graph(&model, "native", sizes());
+        let reference = runner.reference(&model, json!({"windows": 1, "tokens": 12}));
+        Setup {
+            _home: home,
+            runner,
+            model,
+            graph,
+            reference,
+        }
+    }
+
+    /// The graph over weights of which those that `pattern` matches are in `scheme`.
+    fn graph_with(&self, pattern: &str, scheme: &str) -> Manifest {
+        let Setup { runner, model, .. } = self;
+        let weights = json!({"override": [{"match": pattern, "scheme": scheme}]});
+        let weights = runner
+            .run("requant", weights, &[("tensors", model)])
+            .unwrap();
+        let slots = [("model", model), ("weights", &weights)];
+        runner.run("graph", sizes(), &slots).unwrap()
+    }
+
+    fn sensitivity(&self, params: Value, candidates: &[Manifest]) -> Result<Manifest> {
+        let mut slots = vec![("reference", &self.reference), ("graph", &self.graph)];
+        for candidate in candidates {
+            slots.push(("candidates", candidate));
+        }
+        self.runner.run("sensitivity", params, &slots)
+    }
+
+    /// The divergence of that graph from the reference.
+    fn kld_with(&self, pattern: &str, scheme: &str) -> f64 {
+        let graph = self.graph_with(pattern, scheme);
+        kld(
+            &self.runner,
+            &self.runner.evaluate(&self.reference, "graph", &graph),
+        )
+    }
+}
+
 /// The cost of one scheme for one tensor equals the score of a build with that override.
 #[test]
 #[ignore = "needs ONNX Runtime"]
 fn sensitivity_equals_the_score_of_a_build_with_that_override() {
-    let home = tempfile::tempdir().unwrap();
-    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    let model = runner.inspect(&TinyGguf::llama().write());
-    let sizes = json!({"prefill": 16, "context": 32});
-    let graph = runner.graph(&model, "native", sizes.clone());
-    let coarse = ["int8-block", "lpbq-32", "lpbq-32-shifted"].map(|scheme| {
-        let layers = json!({"override": [{"match": "blk.*", "scheme": scheme}]});
-        let weights = runner
-            .run("requant", layers, &[("tensors", &model)])
-            .unwrap();
-        let slots = [("model", &model), ("weights", &weights)];
-        runner.run("graph", sizes.clone(), &slots).unwrap()
-    });
-    let reference = json!({"windows": 1, "tokens": 12});
-    let reference = runner.reference(&model, reference);
+    let setup = Setup::new();
+    let Setup { runner, model, .. } = &setup;
+    let coarse = ["int8-block", "lpbq-32", "lpbq-32-shifted"]
+        .map(|scheme| setup.graph_with("blk.*", scheme));
     let params = json!({"match": ["blk.1.ffn_*.weight"]});
-    let slots = [
-        ("reference", &reference),
-        ("graph", &graph),
-        ("candidates", &coarse[0]),
-        ("candidates", &coarse[1]),
-        ("candidates", &coarse[2]),
-    ];
-    let sensitivity = runner.run("sensitivity", params, &slots).unwrap();
+    let sensitivity = setup.sensitivity(params, &coarse).unwrap();
     let names: Vec<&str> = sensitivity.parts.keys().map(|name| name.as_str()).collect();
     let expected =
         ["ffn_down", "ffn_gate", "ffn_up"].map(|name| format!("blk.1.{name}.weight/costs.json"));
@@ -61,19 +104,8 @@ fn sensitivity_equals_the_score_of_a_build_with_that_override() {
         least += costs.as_array().unwrap().iter().map(bytes).min().unwrap();
         for (at, scheme) in [(1, "int8-block"), (2, "lpbq-32"), (3, "lpbq-32-shifted")] {
             assert_eq!(costs[at]["scheme"], scheme);
-            let weights = json!({"override": [{"match": tensor, "scheme": scheme}]});
-            let weights = runner
-                .run("requant", weights, &[("tensors", &model)])
-                .unwrap();
-            let graph = runner
-                .run(
-                    "graph",
-                    sizes.clone(),
-                    &[("model", &model), ("weights", &weights)],
-                )
-                .unwrap();
-            let score = runner.evaluate(&reference, "graph", &graph);
-            let (measured, scored) = (costs[at]["kld"].as_f64().unwrap(), kld(&runner, &score));
+            let measured = costs[at]["kld"].as_f64().unwrap();
+            let scored = setup.kld_with(tensor, scheme);
             assert!(
                 measured > 0.0 && (measured - scored).abs() <= 1e-12,
                 "{tensor}: {measured:e} is not {scored:e}"
@@ -94,12 +126,12 @@ fn sensitivity_equals_the_score_of_a_build_with_that_override() {
         "{text}"
     );
     // `requant` accepts the choice.
-    let slots = [("tensors", &model), ("assignment", &choice)];
+    let slots = [("tensors", model), ("assignment", &choice)];
     let weights = runner
         .run("requant", json!({"scheme": "auto"}), &slots)
         .unwrap();
     let native = runner
-        .run("requant", json!({}), &[("tensors", &model)])
+        .run("requant", json!({}), &[("tensors", model)])
         .unwrap();
     assert_eq!(
         weights.parts, native.parts,
@@ -127,22 +159,14 @@ fn sensitivity_equals_the_score_of_a_build_with_that_override() {
 #[test]
 #[ignore = "needs ONNX Runtime"]
 fn groups_are_measured_together() {
-    let home = tempfile::tempdir().unwrap();
-    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    let model = runner.inspect(&TinyGguf::llama().write());
-    let sizes = json!({"prefill": 16, "context": 32});
-    let graph = runner.graph(&model, "native", sizes.clone());
-    let candidates =
-        ["lpbq-32", "int8-channel"].map(|scheme| runner.graph(&model, scheme, sizes.clone()));
-    let reference = runner.reference(&model, json!({"windows": 1, "tokens": 12}));
+    let setup = Setup::new();
+    let candidates = ["lpbq-32", "int8-channel"].map(|scheme| setup.graph_with("blk.*", scheme));
     let params = json!({"match": ["blk.*.ffn_*.weight"], "groups": true});
-    let slots = [
-        ("reference", &reference),
-        ("graph", &graph),
-        ("candidates", &candidates[0]),
-        ("candidates", &candidates[1]),
-    ];
-    let sensitivity = runner.run("sensitivity", params, &slots).unwrap();
+    let sensitivity = setup.sensitivity(params, &candidates).unwrap();
+    let measured = |group: &str| {
+        let part = sensitivity.part(&format!("{group}/costs.json")).unwrap();
+        part.facts.value()
+    };
     let names: Vec<&str> = sensitivity.parts.keys().map(|name| name.as_str()).collect();
     let groups = [
         "blk.0",
@@ -157,23 +181,13 @@ fn groups_are_measured_together() {
         ("blk.1", "blk.1.ffn_*.weight", 3),
         ("ffn_up.weight", "blk.*.ffn_up.weight", 2),
     ] {
-        let facts = sensitivity
-            .part(&format!("{group}/costs.json"))
-            .unwrap()
-            .facts
-            .value();
+        let facts = measured(group);
         let tensors = facts["tensors"].as_array().unwrap();
         assert_eq!(tensors.len(), members);
         assert_eq!(tensors[0]["own"]["scheme"], "native");
         assert_eq!(tensors[0]["candidates"][1]["scheme"], "int8-channel");
-        let overrides = json!({"override": [{"match": pattern, "scheme": "lpbq-32"}]});
-        let weights = runner
-            .run("requant", overrides, &[("tensors", &model)])
-            .unwrap();
-        let slots = [("model", &model), ("weights", &weights)];
-        let changed = runner.run("graph", sizes.clone(), &slots).unwrap();
-        let score = runner.evaluate(&reference, "graph", &changed);
-        let (measured, scored) = (facts["kld"].as_f64().unwrap(), kld(&runner, &score));
+        let measured = facts["kld"].as_f64().unwrap();
+        let scored = setup.kld_with(pattern, "lpbq-32");
         assert!(
             measured > 0.0 && (measured - scored).abs() <= 1e-12,
             "{group}: {measured:e} is not {scored:e}"
@@ -182,25 +196,18 @@ fn groups_are_measured_together() {
 
     // At the smallest size all tensors take `lpbq-32`, so that the expected cost is the sum.
     let sum = |groups: &[&str]| -> f64 {
-        let cost = |group: &&str| {
-            let part = sensitivity.part(&format!("{group}/costs.json")).unwrap();
-            part.facts.value()["kld"].as_f64().unwrap()
-        };
+        let cost = |group: &&str| measured(group)["kld"].as_f64().unwrap();
         groups.iter().map(cost).sum()
     };
     let mut least = 0;
     for group in ["blk.0", "blk.1"] {
-        let facts = sensitivity
-            .part(&format!("{group}/costs.json"))
-            .unwrap()
-            .facts
-            .value();
-        for tensor in facts["tensors"].as_array().unwrap() {
+        for tensor in measured(group)["tensors"].as_array().unwrap() {
             least += tensor["candidates"][0]["bytes"].as_u64().unwrap();
         }
     }
     let slots = [("sensitivity", &sensitivity)];
-    let choice = runner
+    let choice = setup
+        .runner
         .run("mixed-precision", json!({ "bytes": least }), &slots)
         .unwrap();
     let expected = choice.part("overrides.toml").unwrap().facts.value()["kld"]
@@ -217,18 +224,9 @@ fn groups_are_measured_together() {
 #[test]
 #[ignore = "needs ONNX Runtime"]
 fn identical_candidates_are_rejected() {
-    let home = tempfile::tempdir().unwrap();
-    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    let model = runner.inspect(&TinyGguf::llama().write());
-    let graph = runner.graph(&model, "native", json!({"prefill": 16, "context": 32}));
-    let reference = json!({"windows": 1, "tokens": 12});
-    let reference = runner.reference(&model, reference);
-    let slots = [
-        ("reference", &reference),
-        ("graph", &graph),
-        ("candidates", &graph),
-    ];
-    let problem = runner.run("sensitivity", json!({}), &slots).unwrap_err();
+    let setup = Setup::new();
+    let candidates = std::slice::from_ref(&setup.graph);
+    let problem = setup.sensitivity(json!({}), candidates).unwrap_err();
     assert_eq!(
         problem.message,
         "no candidate stores a tensor differently from the graph"

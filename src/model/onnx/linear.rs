@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::proto::{EXTERNAL, ModelProto, NodeProto, element};
+use super::proto::{EXTERNAL, ModelProto, element};
+use super::weights::problem;
 use super::{Builder, Checked, Encodings, Function, Value, WeightCall};
-use crate::base::{Code, Problem, Result};
+use crate::base::Result;
 use crate::model::weight::{WeightEncoding, blob_owner};
 
 /// A linear layer over a weight in external files.
@@ -55,14 +56,13 @@ pub fn linear_layers(model: &ModelProto) -> Result<Vec<LinearLayer>> {
         if call.main().data_location != EXTERNAL {
             continue;
         }
-        let x = node
-            .input
-            .first()
-            .and_then(|x| checked.types.get(x.as_str()));
-        let Some(x) = x else {
+        let Some((x_name, constants)) = node.input.split_first() else {
             return Err(problem(node, "has no input"));
         };
-        let input_grid = encodings.grids.get(node.input[0].as_str());
+        let Some(x) = checked.types.get(x_name.as_str()) else {
+            return Err(problem(node, "has no input"));
+        };
+        let input_grid = encodings.grids.get(x_name.as_str());
         let output_grid = encodings.result_grid(node);
         let mut grids = BTreeMap::new();
         for (name, grid) in [("x", input_grid), ("y", output_grid.as_ref())] {
@@ -72,7 +72,7 @@ pub fn linear_layers(model: &ModelProto) -> Result<Vec<LinearLayer>> {
         }
         let mut builder = Builder::rounding(grids);
         let mut inputs: Vec<Value> = vec![builder.input("x", element::FLOAT, &x.dims)];
-        for name in &node.input[1..] {
+        for name in constants {
             let Some(&constant) = checked.initializers.get(name.as_str()) else {
                 return Err(problem(
                     node,
@@ -103,11 +103,6 @@ pub fn linear_layers(model: &ModelProto) -> Result<Vec<LinearLayer>> {
         });
     }
     Ok(layers)
-}
-
-fn problem(node: &NodeProto, why: &str) -> Problem {
-    let message = format!("node `{}` ({}) {why}", node.name, node.op_type);
-    Problem::new(Code::OnnxWeight, message)
 }
 
 #[cfg(test)]

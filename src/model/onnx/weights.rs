@@ -109,15 +109,16 @@ pub fn weight_uses(model: &ModelProto) -> Result<Vec<WeightUse>> {
     for node in &checked.graph.node {
         match weight_use(&checked, &encodings, node) {
             Ok(found) => uses.extend(found),
-            Err(why) => {
-                return Err(Problem::new(
-                    Code::OnnxWeight,
-                    format!("node `{}` ({}) {why}", node.name, node.op_type),
-                ));
-            }
+            Err(why) => return Err(problem(node, &why)),
         }
     }
     Ok(uses.into_iter().collect())
+}
+
+/// The problem with the weight of `node` that `why`, the predicate of a sentence about it, states.
+pub(super) fn problem(node: &NodeProto, why: &str) -> Problem {
+    let message = format!("node `{}` ({}) {why}", node.name, node.op_type);
+    Problem::new(Code::OnnxWeight, message)
 }
 
 fn weight_use(

@@ -59,6 +59,13 @@ pub(super) fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
     }
 }
 
+/// The ratio of two powers in dB, rounded to 0.01, because the last bits of `log10` depend on the
+/// libm and the figure is part of keys. `None` if there is no noise.
+pub(super) fn decibels(signal: f64, noise: f64) -> Option<f64> {
+    let has_noise = noise > 0.0;
+    has_noise.then(|| (1000.0 * (signal / noise).log10()).round() / 100.0)
+}
+
 impl ErrorSum {
     /// Adds one value of the source and its error.
     pub(super) fn add(&mut self, source: f64, error: f64) {
@@ -83,14 +90,9 @@ impl ErrorSum {
         !self.differs
     }
 
-    /// Signal to noise ratio in dB, rounded to 0.01, because the last bits of `log10` depend on the
-    /// libm and the figure is part of keys. `None` if there is no noise.
+    /// Signal to noise ratio, as [`decibels`].
     pub fn sqnr_db(&self) -> Option<f64> {
-        let has_noise = self.noise > 0.0;
-        if !has_noise {
-            return None;
-        }
-        Some((1000.0 * (self.signal / self.noise).log10()).round() / 100.0)
+        decibels(self.signal, self.noise)
     }
 
     /// The largest absolute error.

@@ -24,6 +24,9 @@ pub struct SumColumns {
 }
 
 impl SumColumns {
+    /// Columns of a block of `lpbq-32-shifted`.
+    pub const BLOCK: u32 = 32;
+
     /// The sums are divided by this, so that they are not much larger than the inputs: both have
     /// one scale.
     pub const DIVISOR: u32 = 4;

@@ -14,8 +14,7 @@ use crate::artifact::sensitivity::{
 /// How often all groups are fitted. The costs converge geometrically.
 const ROUNDS: usize = 100;
 
-/// A measured cost below this share of the noise of the measurement says nothing: a group costs at
-/// least this, in nats.
+/// The least cost of a group, in nats: a smaller divergence is rounding noise of the measurement.
 const LEAST_COST: f64 = 1e-9;
 
 /// The costs of all tensors of `measured`, by name.
@@ -57,9 +56,12 @@ fn spread(groups: &[GroupCost]) -> Vec<TensorCosts> {
     let mut costs = vec![];
     for (schemes, cost) in tensors.into_values() {
         let measured = schemes.candidates.first().map_or(0.0, noise);
-        let kld = |stored: &StoredScheme| match measured > 0.0 {
-            true => cost * noise(stored) / measured,
-            false => 0.0,
+        let kld = |stored: &StoredScheme| {
+            if measured > 0.0 {
+                cost * noise(stored) / measured
+            } else {
+                0.0
+            }
         };
         let all = [&schemes.own].into_iter().chain(&schemes.candidates);
         let all = all.map(|stored| Cost {

@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::artifact::context::DECODE;
 use crate::artifact::estimate::{LayerEstimate, ModelEstimate};
 use crate::artifact::sensitivity::TensorCosts;
 use crate::base::{Code, Problem, Result};
-
-/// The graph whose time is limited.
-const DECODE: &str = "decode";
 
 /// How long the decode call of a model takes, and each of its linear layers alone. The graph of the
 /// first estimate is the model; other graphs give the times of its layers in other schemes.

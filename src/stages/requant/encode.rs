@@ -151,7 +151,10 @@ fn encode_rows(
             format!("`{}` is for matrices only", scheme.name()),
         ));
     };
-    let rounding = RowRounding::new(layout, read_metric(job, columns as usize, layout.block)?)?;
+    let calibrated = read_metric(job, columns as usize, layout.block)?;
+    let is_calibrated = calibrated.is_some();
+    let metric = calibrated.unwrap_or_else(|| Metric::plain(columns as usize, layout.block));
+    let rounding = RowRounding::new(layout, metric)?;
     let mut sum = RowSum::default();
     let blobs = bands::write(
         job,
@@ -173,8 +176,7 @@ fn encode_rows(
     )?;
     let share = sum.clipped as f64 / tensor.len() as f64;
     let clipped = Some((1e6 * share).round() / 1e6);
-    let calibrated = job.input(MOMENTS).is_ok() || job.input(DIAGONAL).is_ok();
-    let output_sqnr_db = if calibrated {
+    let output_sqnr_db = if is_calibrated {
         sum.output_sqnr_db()
     } else {
         None
@@ -197,10 +199,11 @@ fn encode_rows(
     ))
 }
 
-/// The metric of the error: by the second moments of the inputs, their mean squares, or unweighted.
-fn read_metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Metric> {
+/// The metric of the error by the second moments of the inputs, or by their mean squares. `None`
+/// without a calibration of them.
+fn read_metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Option<Metric>> {
     if job.input(MOMENTS).is_ok() {
-        return Metric::full(&read_f32(job, MOMENTS)?, columns, block);
+        return Metric::full(&read_f32(job, MOMENTS)?, columns, block).map(Some);
     }
     if job.input(DIAGONAL).is_ok() {
         let squares = read_f32(job, DIAGONAL)?;
@@ -211,9 +214,9 @@ fn read_metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Metric> 
             );
             return Err(Problem::new(Code::WeightsMoments, what).help("calibrate the same model"));
         }
-        return Metric::diagonal(&squares, block);
+        return Metric::diagonal(&squares, block).map(Some);
     }
-    Ok(Metric::plain(columns, block))
+    Ok(None)
 }
 
 fn read_f32(job: &Job, input: &str) -> Result<Vec<f32>> {

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::quant::{Int8Blocks, RowLayout};
-use crate::model::weight::Element;
+use crate::model::weight::{Element, SumColumns};
 
 /// How a matrix is stored. Vectors (norms, biases) are f32 values under every scheme.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -84,7 +84,7 @@ impl Scheme {
             Scheme::Lpbq32 => lpbq(32),
             Scheme::Lpbq64 => lpbq(64),
             Scheme::Lpbq128 => lpbq(128),
-            Scheme::Lpbq32Shifted => layout(Element::Int4, Some(32), true),
+            Scheme::Lpbq32Shifted => layout(Element::Int4, Some(SumColumns::BLOCK), true),
             Scheme::Native
             | Scheme::NativeSafe
             | Scheme::F16

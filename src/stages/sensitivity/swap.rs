@@ -40,24 +40,23 @@ pub(super) fn swap(mut base: ModelProto, other: &ModelProto, name: &str) -> Resu
     if changed == 0 {
         return Err(problem("no call reads it"));
     }
-    graph.node = nodes;
+    let read: BTreeSet<&String> = nodes.iter().flat_map(|node| &node.input).collect();
+    let typed = graph.value_info.iter().chain(&graph.output);
+    let typed: BTreeSet<String> = typed.map(|info| info.name.clone()).collect();
     for value in &other_graph.value_info {
-        let mut existing = graph.value_info.iter().chain(&graph.output);
-        if known.contains(&value.name) && !existing.any(|info| info.name == value.name) {
+        if known.contains(&value.name) && !typed.contains(&value.name) {
             graph.value_info.push(value.clone());
         }
     }
     graph.initializer.retain(|blob| !is_blob(&blob.name, name));
-    let constants = names_of_constants(graph);
+    let constants = graph.initializer.iter().map(|blob| blob.name.clone());
+    let constants: BTreeSet<String> = constants.collect();
     for blob in &other_graph.initializer {
-        let is_read = graph
-            .node
-            .iter()
-            .any(|node| node.input.contains(&blob.name));
-        if is_read && !constants.contains(&blob.name) {
+        if read.contains(&blob.name) && !constants.contains(&blob.name) {
             graph.initializer.push(blob.clone());
         }
     }
+    graph.node = nodes;
     for function in &other.functions {
         let mut existing = base.functions.iter();
         if !existing.any(|known| known.domain == function.domain && known.name == function.name) {
@@ -95,12 +94,6 @@ fn names(graph: &GraphProto) -> BTreeSet<String> {
         names.extend(node.output.iter().cloned());
     }
     names.extend(graph.input.iter().map(|input| input.name.clone()));
-    names
-}
-
-fn names_of_constants(graph: &GraphProto) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    names.extend(graph.initializer.iter().map(|blob| blob.name.clone()));
     names
 }
 

@@ -10,6 +10,7 @@ use super::shift::shift_blocks;
 use crate::base::{Code, Problem, Result};
 use crate::model::quant::bands::slices;
 use crate::model::quant::elements::write_codes;
+use crate::model::quant::error::decibels;
 use crate::model::quant::kernels::run_wide;
 use crate::model::quant::{Band, BlockTensor, ErrorSum, decode};
 use crate::model::weight::{Element, SumColumns};
@@ -97,14 +98,9 @@ impl RowSum {
         }
     }
 
-    /// Signal to rounding noise in the layer's output in dB, rounded to 0.01 as
-    /// [`ErrorSum::sqnr_db`]. `None` if there is no noise.
+    /// Signal to rounding noise in the layer's output, as [`decibels`].
     pub fn output_sqnr_db(&self) -> Option<f64> {
-        if self.noise > 0.0 {
-            Some((1000.0 * (self.signal / self.noise).log10()).round() / 100.0)
-        } else {
-            None
-        }
+        decibels(self.signal, self.noise)
     }
 }
 

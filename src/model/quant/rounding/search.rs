@@ -241,8 +241,9 @@ impl<'a> Tile<'a> {
         scales: &Lanes,
         feedback: Feedback,
     ) -> Block {
+        let bounds = self.bounds(targets);
         if self.range.integers == 1 {
-            return self.round_under([1.0; LANES], values, targets, scales, feedback);
+            return round_under([1.0; LANES], bounds, values, targets, scales, feedback);
         }
         // A value may be half a step beyond the last code.
         let reach = self.range.codes[1] + 0.5;
@@ -252,10 +253,10 @@ impl<'a> Tile<'a> {
             let smallest = first / (scales[lane] * reach);
             (smallest * SMALLEST_TRIED).ceil().clamp(1.0, top)
         });
-        let mut best = self.round_under(first, values, targets, scales, feedback);
+        let mut best = round_under(first, bounds, values, targets, scales, feedback);
         for more in 1..INTEGERS_TRIED {
             let integers = first.map(|first| (first + more as f32).min(top));
-            let new = self.round_under(integers, values, targets, scales, feedback);
+            let new = round_under(integers, bounds, values, targets, scales, feedback);
             let better = compare(|lane| new.cost[lane] < best.cost[lane]);
             select(better, &mut best.cost, &new.cost);
             select(better, &mut best.integers, &new.integers);
@@ -278,49 +279,6 @@ impl<'a> Tile<'a> {
             (bounds[0][lane], bounds[1][lane]) = (low, high);
         }
         bounds
-    }
-
-    /// Rounds `targets`, one block, under `integers`: its positions one after the other.
-    #[inline(always)]
-    fn round_under(
-        &self,
-        integers: Lanes,
-        values: &[Lanes],
-        targets: &[Lanes],
-        scales: &Lanes,
-        feedback: Feedback,
-    ) -> Block {
-        let [low, high] = self.bounds(targets);
-        let steps: Lanes = std::array::from_fn(|lane| scales[lane] * integers[lane]);
-        let inverse = steps.map(|step| 1.0 / step);
-        let mut cost = [0.0; LANES];
-        let mut codes = Vec::with_capacity(targets.len());
-        let mut errors: Vec<Lanes> = Vec::with_capacity(targets.len());
-        for (at, (value, target)) in values.iter().zip(targets).enumerate() {
-            let (target, weight) = match feedback {
-                Feedback::None(weights) => (*target, weights[at]),
-                Feedback::From(factors, first) => {
-                    let m = &factors.m_column(first + at)[first..];
-                    (add_products(*target, &errors, m), factors.d[first + at])
-                }
-            };
-            let (mut code, mut error) = ([0.0; LANES], [0.0; LANES]);
-            for lane in 0..LANES {
-                code[lane] = nearest(clamp(target[lane] * inverse[lane], low[lane], high[lane]));
-                let rounded = code[lane] * steps[lane];
-                let rest = target[lane] - rounded;
-                cost[lane] += weight * rest * rest;
-                error[lane] = value[lane] - rounded;
-            }
-            codes.push(code);
-            errors.push(error);
-        }
-        Block {
-            cost,
-            integers,
-            codes,
-            errors,
-        }
     }
 
     /// Chooses each block again, with all other blocks fixed.
@@ -442,6 +400,49 @@ impl Rounded {
         select_all(better, &mut self.integers, &new.integers);
         select_all(better, &mut self.codes, &new.codes);
         select_all(better, &mut self.errors, &new.errors);
+    }
+}
+
+/// Rounds `targets`, one block, under `integers` to codes from `low` to `high`: its
+/// positions one after the other.
+#[inline(always)]
+fn round_under(
+    integers: Lanes,
+    [low, high]: [Lanes; 2],
+    values: &[Lanes],
+    targets: &[Lanes],
+    scales: &Lanes,
+    feedback: Feedback,
+) -> Block {
+    let steps: Lanes = std::array::from_fn(|lane| scales[lane] * integers[lane]);
+    let inverse = steps.map(|step| 1.0 / step);
+    let mut cost = [0.0; LANES];
+    let mut codes = Vec::with_capacity(targets.len());
+    let mut errors: Vec<Lanes> = Vec::with_capacity(targets.len());
+    for (at, (value, target)) in values.iter().zip(targets).enumerate() {
+        let (target, weight) = match feedback {
+            Feedback::None(weights) => (*target, weights[at]),
+            Feedback::From(factors, first) => {
+                let m = &factors.m_column(first + at)[first..];
+                (add_products(*target, &errors, m), factors.d[first + at])
+            }
+        };
+        let (mut code, mut error) = ([0.0; LANES], [0.0; LANES]);
+        for lane in 0..LANES {
+            code[lane] = nearest(clamp(target[lane] * inverse[lane], low[lane], high[lane]));
+            let rounded = code[lane] * steps[lane];
+            let rest = target[lane] - rounded;
+            cost[lane] += weight * rest * rest;
+            error[lane] = value[lane] - rounded;
+        }
+        codes.push(code);
+        errors.push(error);
+    }
+    Block {
+        cost,
+        integers,
+        codes,
+        errors,
     }
 }
 
