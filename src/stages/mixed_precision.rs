@@ -10,10 +10,12 @@ mod front;
 mod groups;
 mod knapsack;
 mod measured;
+mod overrides;
+#[cfg(test)]
+mod samples;
 mod times;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,14 +24,15 @@ use crate::action::{
     InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec,
     TypedStage,
 };
-use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, FRONT, FRONT_TEXT, OVERRIDES};
+use crate::artifact::assignment::{AssignmentFacts, FRONT, FRONT_TEXT, OVERRIDES};
 use crate::artifact::estimate::{self, ModelEstimate, ShardEstimate};
-use crate::artifact::sensitivity::{Cost, Measurement, TensorCosts};
-use crate::base::{self, CanonJson, Code, Problem, Result, bytes};
+use crate::artifact::sensitivity::{Measurement, TensorCosts};
+use crate::base::{CanonJson, Code, Problem, Result};
 use budgets::Sums;
 use front::{front, table};
 use groups::tensor_costs;
 use measured::Measured;
+use overrides::{overrides, render};
 use times::Times;
 
 /// The parameters.
@@ -222,111 +225,10 @@ fn over_budget(measured: &Measured, budget: Params) -> Problem {
         .help("raise `decode_ms`, or give `sensitivity` a candidate of a faster scheme")
 }
 
-/// For each kind of tensor its most frequent scheme as a pattern over all layers, then the layers
-/// that differ.
-fn overrides(picked: &[(&str, &Cost)]) -> Vec<ChosenScheme> {
-    let mut kinds: BTreeMap<String, Vec<(&str, &str)>> = BTreeMap::new();
-    for (tensor, cost) in picked {
-        let tensors = kinds.entry(layer_pattern(tensor)).or_default();
-        tensors.push((tensor, &cost.scheme));
-    }
-    let mut overrides = vec![];
-    for (pattern, mut tensors) in kinds {
-        tensors.sort_by_key(|(tensor, _)| base::natural_order(tensor));
-        let usual = most_frequent(&tensors);
-        overrides.push(ChosenScheme {
-            pattern,
-            scheme: usual.into(),
-        });
-        for (tensor, scheme) in tensors {
-            if scheme != usual {
-                overrides.push(ChosenScheme {
-                    pattern: tensor.into(),
-                    scheme: scheme.into(),
-                });
-            }
-        }
-    }
-    overrides
-}
-
-/// The scheme of most of `tensors`; among equals, the first by name.
-fn most_frequent<'a>(tensors: &[(&str, &'a str)]) -> &'a str {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for (_, scheme) in tensors {
-        *counts.entry(scheme).or_default() += 1;
-    }
-    let (mut most_frequent, mut most) = ("", 0);
-    for (scheme, count) in counts {
-        if count > most {
-            (most_frequent, most) = (scheme, count);
-        }
-    }
-    most_frequent
-}
-
-/// The pattern of a tensor in all layers: `blk.*.attn_q.weight` for `blk.3.attn_q.weight`.
-fn layer_pattern(tensor: &str) -> String {
-    let mut components = vec![];
-    for component in tensor.split('.') {
-        let is_number = component.parse::<u32>().is_ok();
-        components.push(if is_number { "*" } else { component });
-    }
-    components.join(".")
-}
-
-/// The overrides as text for a plan.
-fn render(assignment: &AssignmentFacts, budget: Params) -> String {
-    let mut text = format!("# {}", bytes(assignment.bytes));
-    if let Some(budget) = budget.bytes {
-        let _ = write!(text, " of {}", bytes(budget));
-    }
-    let _ = writeln!(
-        text,
-        "; expected KL divergence {:.2e} nats, the sum of what each tensor was measured to cost.",
-        assignment.kld
-    );
-    if let (Some(us), Some(budget)) = (assignment.decode_us, budget.decode_ms) {
-        let _ = writeln!(
-            text,
-            "# {:.3} of {budget} ms a decode call, expected by the estimates of the layers.",
-            us / 1000.0
-        );
-    }
-    text += "# These lines can stand under a `requant` stage, pinned and edited; the last that \
-             matches a tensor wins.\noverride = [\n";
-    for ChosenScheme { pattern, scheme } in &assignment.overrides {
-        let _ = writeln!(text, "    {{ match = {pattern:?}, scheme = {scheme:?} }},");
-    }
-    text + "]\n"
-}
-
 #[cfg(test)]
 mod tests {
+    use super::samples::{tensors, times};
     use super::*;
-    use crate::artifact::estimate::LayerEstimate;
-    use serde_json::json;
-
-    fn tensor(name: &str, native: f64, lpbq: f64) -> TensorCosts {
-        let cost = |scheme: &str, bytes, kld| Cost {
-            scheme: scheme.into(),
-            bytes,
-            kld,
-        };
-        TensorCosts {
-            tensor: name.into(),
-            costs: vec![cost("native", 450, native), cost("lpbq-64", 420, lpbq)],
-        }
-    }
-
-    fn tensors() -> Vec<TensorCosts> {
-        vec![
-            tensor("blk.0.attn_q.weight", 0.0, 3e-3),
-            tensor("blk.1.attn_q.weight", 0.0, 1e-3),
-            tensor("blk.2.attn_q.weight", 0.0, 2e-3),
-            tensor("blk.0.ffn_up.weight", 0.0, 5e-4),
-        ]
-    }
 
     fn budget(bytes: Option<u64>, decode_ms: Option<f64>) -> Params {
         Params { bytes, decode_ms }
@@ -351,33 +253,6 @@ mod tests {
             problem.message,
             "4 tensors do not fit into 1600 bytes: they take 1680 at least"
         );
-    }
-
-    /// An estimate of 2 ms a decode call. Each layer takes `us`, that of blk.0.ffn_up double.
-    fn estimate(soc: &str, scheme: &str, us: f64) -> ModelEstimate {
-        let mut layers = BTreeMap::new();
-        for tensor in tensors() {
-            let factor = if tensor.tensor.contains("ffn") {
-                2.0
-            } else {
-                1.0
-            };
-            let layer = json!({"scheme": scheme, "time_us": us * factor, "tokens": 1, "rows": 1,
-                "columns": 1, "weight": {"kind": "lpbq", "block": 64}, "bias": false});
-            let layer: LayerEstimate = serde_json::from_value(layer).unwrap();
-            layers.insert(tensor.tensor, layer);
-        }
-        let decode = json!({"tokens": 1, "context": 8, "time_us": 2000, "time_lower_us": 0,
-            "time_upper_us": 0, "cycles": 0, "read_bytes": 0, "fill_bytes": 0, "spill_bytes": 0,
-            "write_bytes": 0, "ops_without_cost": 0, "layers": layers});
-        let shard = json!({"soc": soc, "arch": 73, "graphs": {"decode": decode}});
-        ModelEstimate::of(vec![serde_json::from_value(shard).unwrap()]).unwrap()
-    }
-
-    /// 500 us of other things; native layers take 300 us, LPBQ 101.
-    fn times() -> Times {
-        let native = estimate("qcs9075", "native", 300.0);
-        Times::of(&[native, estimate("qcs9075", "lpbq-64", 101.0)]).unwrap()
     }
 
     #[test]
@@ -416,75 +291,5 @@ mod tests {
             "a decode call takes 1.005 ms at least within 1700 bytes, more than 0.25 ms"
         );
         assert!(message(Some(1600), 2.0).contains("do not fit into 1600 bytes"));
-    }
-
-    #[test]
-    fn the_front_has_no_point_that_another_beats() {
-        let (tensors, times) = (tensors(), times());
-        let measured = Measured::new(&tensors, Some(&times)).unwrap();
-        assert_eq!(
-            table(&front(&measured)),
-            " KLD, nats       size decode, ms  lpbq-64  native\n\
-             \x20   0.00e0     1.8 kB      2.000        0       4\n\
-             \x20  5.00e-4     1.8 kB      1.602        1       3\n\
-             \x20  1.50e-3     1.7 kB      1.403        2       2\n\
-             \x20  3.50e-3     1.7 kB      1.204        3       1\n\
-             \x20  6.50e-3     1.7 kB      1.005        4       0\n"
-        );
-        // Without estimates, and with more points than rows.
-        let mut many = vec![];
-        for index in 0..100 {
-            let name = format!("blk.{index}.ffn_up.weight");
-            many.push(tensor(&name, 0.0, f64::from(index + 1) * 1e-4));
-        }
-        let front = front(&Measured::new(&many, None).unwrap());
-        let text = table(&front);
-        let lines: Vec<&str> = text.lines().collect();
-        assert!((30..=41).contains(&lines.len()), "{text}");
-        assert!(
-            lines[1].ends_with(" 45.0 kB          -        0     100"),
-            "{text}"
-        );
-        assert!(
-            lines
-                .last()
-                .unwrap()
-                .ends_with(" 42.0 kB          -      100       0"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn estimates_that_do_not_fit_are_problems() {
-        let native = estimate("qcs9075", "native", 300.0);
-        let message = |estimates: &[ModelEstimate]| -> String {
-            let times = Times::of(estimates);
-            match times.and_then(|times| Measured::new(&tensors(), Some(&times)).map(|_| ())) {
-                Ok(()) => "no problem".into(),
-                Err(problem) => problem.message,
-            }
-        };
-        let lpbq = |soc| estimate(soc, "lpbq-64", 100.0);
-        assert_eq!(message(&[native.clone(), lpbq("qcs9075")]), "no problem");
-        assert_eq!(
-            message(&[native.clone(), lpbq("sa8797p")]),
-            "`estimates` are for two chips, qcs9075 and sa8797p"
-        );
-        assert_eq!(
-            message(std::slice::from_ref(&native)),
-            "no estimate has `blk.0.attn_q.weight` in the scheme `lpbq-64`"
-        );
-        let mut without = lpbq("qcs9075");
-        without.graphs.get_mut("decode").unwrap()[0].layers.clear();
-        assert_eq!(
-            message(&[native.clone(), without]),
-            "number 2 of `estimates` has no layers"
-        );
-        let mut sample = native;
-        sample.sums.clear();
-        assert_eq!(
-            message(&[sample]),
-            "the first of `estimates` has no time of the whole decode graph"
-        );
     }
 }

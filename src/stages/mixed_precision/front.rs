@@ -149,3 +149,45 @@ pub(super) fn table(front: &[Point]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{tensor, tensors, times};
+    use super::*;
+
+    #[test]
+    fn the_front_has_no_point_that_another_beats() {
+        let (tensors, times) = (tensors(), times());
+        let measured = Measured::new(&tensors, Some(&times)).unwrap();
+        assert_eq!(
+            table(&front(&measured)),
+            " KLD, nats       size decode, ms  lpbq-64  native\n\
+             \x20   0.00e0     1.8 kB      2.000        0       4\n\
+             \x20  5.00e-4     1.8 kB      1.602        1       3\n\
+             \x20  1.50e-3     1.7 kB      1.403        2       2\n\
+             \x20  3.50e-3     1.7 kB      1.204        3       1\n\
+             \x20  6.50e-3     1.7 kB      1.005        4       0\n"
+        );
+        // Without estimates, and with more points than rows.
+        let mut many = vec![];
+        for index in 0..100 {
+            let name = format!("blk.{index}.ffn_up.weight");
+            many.push(tensor(&name, 0.0, f64::from(index + 1) * 1e-4));
+        }
+        let front = front(&Measured::new(&many, None).unwrap());
+        let text = table(&front);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!((30..=41).contains(&lines.len()), "{text}");
+        assert!(
+            lines[1].ends_with(" 45.0 kB          -        0     100"),
+            "{text}"
+        );
+        assert!(
+            lines
+                .last()
+                .unwrap()
+                .ends_with(" 42.0 kB          -      100       0"),
+            "{text}"
+        );
+    }
+}
