@@ -61,7 +61,7 @@ impl TypedStage for MixedPrecision {
 
     const SPEC: StageSpec = StageSpec {
         kind: "mixed-precision",
-        version: 2,
+        version: 3,
         summary: "a scheme for each tensor, so that the model loses least within a budget of bytes \
                   or time",
         output: "assignment",
@@ -75,8 +75,9 @@ impl TypedStage for MixedPrecision {
             },
             InputSpec {
                 name: "estimates",
-                meaning: "Estimates with `layers = true`, all for one chip: first that of the graph \
-                          of `sensitivity`, then those of its candidates. Needed for `decode_ms`.",
+                meaning: "Estimates with `layers = true`, all for one chip: of the graph of \
+                          `sensitivity` and of its candidates, first of that which is most like \
+                          the expected result. Needed for `decode_ms`.",
                 accepts: &["estimate"],
                 required: false,
                 many: true,

@@ -1,4 +1,9 @@
 //! The time of each tensor in each scheme, from estimates with `layers`.
+//!
+//! A layer in the whole graph takes more or less time than alone: its weights are read while
+//! something else computes, or it brings conversions of its own. So the layers of each further graph
+//! are scaled: together with everything else in the first graph, they take the time of the whole
+//! further graph.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +19,7 @@ pub(super) struct Times {
     decode_ns: u64,
     /// The layers of the model as they are there, by tensor.
     own: BTreeMap<String, u64>,
-    /// By tensor and scheme.
+    /// By tensor and scheme, scaled.
     schemes: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
@@ -45,18 +50,41 @@ impl Times {
                 let message = format!("number {} of `estimates` has no layers", index + 1);
                 return Err(problem(message).help("give the stage `layers = true`"));
             }
+            if index == 0 {
+                let own = layers.iter();
+                let own = own.map(|(tensor, layer)| (tensor.to_string(), nanoseconds(layer)));
+                times.own = own.collect();
+            }
+            let scale = times.scale(estimate, &layers);
             for (tensor, layer) in layers {
-                if index == 0 {
-                    times.own.insert(tensor.into(), nanoseconds(layer));
-                }
                 if let Some(scheme) = &layer.scheme {
                     let schemes = times.schemes.entry(tensor.into()).or_default();
+                    let time_ns = (nanoseconds(layer) as f64 * scale).round() as u64;
                     // Of two estimates of the same scheme, the first counts.
-                    schemes.entry(scheme.clone()).or_insert(nanoseconds(layer));
+                    schemes.entry(scheme.clone()).or_insert(time_ns);
                 }
             }
         }
         Ok(times)
+    }
+
+    /// How much longer than alone the `layers` of `estimate` take in their graph. 1 for the first
+    /// estimate, and for one of another set of layers.
+    fn scale(&self, estimate: &ModelEstimate, layers: &BTreeMap<&str, &LayerEstimate>) -> f64 {
+        let alone: u64 = layers.values().map(|layer| nanoseconds(layer)).sum();
+        let is_same_model = layers
+            .keys()
+            .copied()
+            .eq(self.own.keys().map(String::as_str));
+        match estimate.sums.get(DECODE) {
+            Some(decode) if is_same_model && alone > 0 => {
+                let own: u64 = self.own.values().sum();
+                let others_ns = self.decode_ns as f64 - own as f64;
+                let in_graph = decode.time_us as f64 * 1000.0 - others_ns;
+                (in_graph / alone as f64).max(0.0)
+            }
+            _ => 1.0,
+        }
     }
 
     /// The times of the schemes of `costs`, in their order. A tensor that is no linear layer of the
@@ -141,5 +169,24 @@ mod tests {
             message(&[sample]),
             "the first of `estimates` has no time of the whole decode graph"
         );
+    }
+
+    #[test]
+    fn layers_take_the_time_of_their_graph() {
+        let native = estimate("qcs9075", "native", 300.0);
+        let time_of = |lpbq: &ModelEstimate| {
+            let times = Times::of(&[native.clone(), lpbq.clone()]).unwrap();
+            times.of_schemes(&tensors()[0]).unwrap()
+        };
+        let mut lpbq = estimate("qcs9075", "lpbq-64", 100.0);
+        assert_eq!(
+            time_of(&lpbq),
+            [300_000, 100_000],
+            "1000 us, 500 of them layers"
+        );
+        lpbq.sums.get_mut(DECODE).unwrap().time_us = 1100;
+        assert_eq!(time_of(&lpbq), [300_000, 120_000], "600 us of layers");
+        lpbq.sums.clear();
+        assert_eq!(time_of(&lpbq), [300_000, 100_000], "a sample of layers");
     }
 }
