@@ -24,7 +24,7 @@ pub struct Cost {
     /// Bytes of codes, scales and offsets, or values.
     pub bytes: u64,
     /// Mean KL divergence from the reference of the model with only this tensor in the scheme, in
-    /// nats; 0 for the graph's own scheme.
+    /// nats. 0 for the graph's own scheme; from groups, 0 only if that is exact.
     pub kld: f64,
 }
 

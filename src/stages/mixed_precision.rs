@@ -228,8 +228,8 @@ fn over_budget(measured: &Measured, budget: Params) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::samples::{tensors, times};
     use super::*;
+    use samples::{tensors, times};
 
     fn budget(bytes: Option<u64>, decode_ms: Option<f64>) -> Params {
         Params { bytes, decode_ms }

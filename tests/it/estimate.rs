@@ -359,12 +359,11 @@ fn the_time_of_each_linear_layer_is_estimated() {
 
     let f16 = estimate("f16", 2, true);
     let f16_layers = layers(&f16);
-    let (mut costs, mut expected_us) = (Manifest::default(), with.sums["decode"].time_us as f64);
+    let mut costs = Manifest::default();
     for (tensor, layer) in &found {
         let other = &f16_layers[tensor];
         assert_eq!(other.scheme.as_deref(), Some("f16"));
         assert_ne!(other.shape.weight, layer.shape.weight);
-        expected_us += other.time_us - layer.time_us;
         let facts = json!({"tensor": tensor, "costs": [
             {"scheme": "native", "bytes": 2, "kld": 1e-3}, {"scheme": "f16", "bytes": 1, "kld": 0.0},
         ]});
@@ -381,9 +380,11 @@ fn the_time_of_each_linear_layer_is_estimated() {
     println!("{}", runner.text(&choice, "overrides.toml"));
     println!("{}", runner.text(&choice, "front.txt"));
     let facts = choice.part("overrides.toml").unwrap().facts.value().clone();
+    // All layers are in f16: the time is that of the other graph.
+    let expected_us = ModelEstimate::read(&f16).unwrap().sums["decode"].time_us as f64;
     assert!(
-        (facts["decode_us"].as_f64().unwrap() - expected_us).abs() < 1e-6,
-        "{facts}"
+        (facts["decode_us"].as_f64().unwrap() - expected_us).abs() < 0.01,
+        "{facts}, expected {expected_us}"
     );
     assert_eq!(facts["kld"], 0.0);
 }

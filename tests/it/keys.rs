@@ -29,7 +29,7 @@ requant 4 {"scheme":"int4-channel"} b3:f2562522c4d5 b3:9c91fa8e0119
 graph 7 {"context":24,"prefill":8} b3:c6d1da0be9d8 b3:5fa0b7114eb3
 export-gguf 1 {} b3:37fe172d1886 b3:e262a0d20d72
 validate 5 {} b3:e9ae83abf0cd b3:bc9882df7b59
-mixed-precision 2 {"bytes":130} b3:4d825bbaf208 b3:bfe24a1a0309
+mixed-precision 3 {"bytes":130} b3:eb000934c1d1 b3:bfe24a1a0309
 "#;
 
 /// The same for the kinds that use Qualcomm's libraries.

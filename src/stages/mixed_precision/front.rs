@@ -11,6 +11,8 @@ use serde::Serialize;
 
 use super::budgets::{Choice, Sums};
 use super::measured::Measured;
+#[cfg(test)]
+use super::samples;
 use crate::base::bytes;
 
 /// Most points.
@@ -152,8 +154,8 @@ pub(super) fn table(front: &[Point]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::{tensor, tensors, times};
     use super::*;
+    use samples::{tensor, tensors, times};
 
     #[test]
     fn the_front_has_no_point_that_another_beats() {

@@ -1,6 +1,8 @@
 //! The measured tensors as items of a knapsack problem.
 
 use super::budgets::{Budgets, Choice, Sums};
+#[cfg(test)]
+use super::samples;
 use super::times::Times;
 use crate::artifact::sensitivity::{Cost, TensorCosts};
 use crate::base::Result;
@@ -62,5 +64,46 @@ impl<'a> Measured<'a> {
     pub(super) fn costs(&self, chosen: &[usize]) -> impl Iterator<Item = &'a Cost> {
         let tensors = self.tensors.iter().zip(chosen);
         tensors.map(|(tensor, &index)| &tensor.costs[index])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::estimate::ModelEstimate;
+    use samples::{estimate, tensors};
+
+    #[test]
+    fn estimates_that_do_not_fit_are_problems() {
+        let native = estimate("qcs9075", "native", 300.0);
+        let message = |estimates: &[ModelEstimate]| -> String {
+            let times = Times::of(estimates);
+            match times.and_then(|times| Measured::new(&tensors(), Some(&times)).map(|_| ())) {
+                Ok(()) => "no problem".into(),
+                Err(problem) => problem.message,
+            }
+        };
+        let lpbq = |soc| estimate(soc, "lpbq-64", 100.0);
+        assert_eq!(message(&[native.clone(), lpbq("qcs9075")]), "no problem");
+        assert_eq!(
+            message(&[native.clone(), lpbq("sa8797p")]),
+            "`estimates` are for two chips, qcs9075 and sa8797p"
+        );
+        assert_eq!(
+            message(std::slice::from_ref(&native)),
+            "no estimate has `blk.0.attn_q.weight` in the scheme `lpbq-64`"
+        );
+        let mut without = lpbq("qcs9075");
+        without.graphs.get_mut("decode").unwrap()[0].layers.clear();
+        assert_eq!(
+            message(&[native.clone(), without]),
+            "number 2 of `estimates` has no layers"
+        );
+        let mut sample = native;
+        sample.sums.clear();
+        assert_eq!(
+            message(&[sample]),
+            "the first of `estimates` has no time of the whole decode graph"
+        );
     }
 }
