@@ -2,8 +2,8 @@
 //!
 //! A layer in the whole graph takes more or less time than alone: its weights are read while
 //! something else computes, or it brings conversions of its own. So the layers of each further graph
-//! are scaled: together with everything else in the first graph, they take the time of the whole
-//! further graph.
+//! whose schemes are new are scaled: with everything else as in the graphs before, they take the time
+//! of the whole further graph.
 
 use std::collections::BTreeMap;
 
@@ -70,23 +70,36 @@ impl Times {
         Ok(times)
     }
 
-    /// How much longer than alone the `layers` of `estimate` take in their graph. 1 for the first
+    /// How much longer than alone the `layers` of `estimate` take in their graph: those in schemes
+    /// that no estimate before it has. All else takes the time it is known to take. 1 for the first
     /// estimate, and for one of another set of layers.
     fn scale(&self, estimate: &ModelEstimate, layers: &BTreeMap<&str, &LayerEstimate>) -> f64 {
-        let alone: u64 = layers.values().map(|layer| nanoseconds(layer)).sum();
         let is_same_model = layers
             .keys()
             .copied()
             .eq(self.own.keys().map(String::as_str));
-        match estimate.sums.get(DECODE) {
-            Some(decode) if is_same_model && alone > 0 => {
-                let own: u64 = self.own.values().sum();
-                let others_ns = self.decode_ns as f64 - own as f64;
-                let in_graph = decode.time_us as f64 * 1000.0 - others_ns;
-                (in_graph / alone as f64).max(0.0)
+        let Some(decode) = estimate.sums.get(DECODE) else {
+            return 1.0;
+        };
+        let (mut new, mut known) = (0.0, 0.0);
+        for (tensor, layer) in layers {
+            match self.known(tensor, layer) {
+                Some(time_ns) => known += time_ns as f64,
+                None => new += nanoseconds(layer) as f64,
             }
-            _ => 1.0,
         }
+        if !is_same_model || self.schemes.is_empty() || new == 0.0 {
+            return 1.0;
+        }
+        let own: u64 = self.own.values().sum();
+        let others = self.decode_ns as f64 - own as f64;
+        ((decode.time_us as f64 * 1000.0 - others - known) / new).max(0.0)
+    }
+
+    /// The time of a layer, if its scheme has one already.
+    fn known(&self, tensor: &str, layer: &LayerEstimate) -> Option<u64> {
+        let schemes = self.schemes.get(tensor)?;
+        schemes.get(layer.scheme.as_ref()?).copied()
     }
 
     /// The times of the schemes of `costs`, in their order. A tensor that is no linear layer of the
@@ -153,6 +166,14 @@ mod tests {
         );
         lpbq.sums.get_mut(DECODE).unwrap().time_us = 1100;
         assert_eq!(time_of(&lpbq), [300_000, 120_000], "600 us of layers");
+        // Only layers in a new scheme are scaled: here blk.0.attn_q, among 500 + 1200 us of others.
+        let mut layer = lpbq.graphs["decode"][0].layers["blk.0.attn_q.weight"].clone();
+        layer.time_us = 100.0;
+        let mut mixed = native.clone();
+        let graph = &mut mixed.graphs.get_mut(DECODE).unwrap()[0];
+        graph.layers.insert("blk.0.attn_q.weight".into(), layer);
+        mixed.sums.get_mut(DECODE).unwrap().time_us = 1850;
+        assert_eq!(time_of(&mixed), [300_000, 150_000]);
         lpbq.sums.clear();
         assert_eq!(time_of(&lpbq), [300_000, 100_000], "a sample of layers");
     }
