@@ -75,9 +75,9 @@ impl TypedStage for MixedPrecision {
             },
             InputSpec {
                 name: "estimates",
-                meaning: "Estimates with `layers = true`, all for one chip: of the graph of \
-                          `sensitivity` and of its candidates, first of that which is most like \
-                          the expected result. Needed for `decode_ms`.",
+                meaning: "Estimates with `layers = true`, all for one chip, of graphs that have \
+                          each measured tensor in each scheme; first that which is most like the \
+                          expected result. Needed for `decode_ms`.",
                 accepts: &["estimate"],
                 required: false,
                 many: true,

@@ -37,7 +37,7 @@ impl Times {
         };
         let mut times = Times {
             decode_ns: decode.time_us.saturating_mul(1000),
-            own: BTreeMap::new(),
+            own: layer_times(first),
             schemes: BTreeMap::new(),
         };
         for (index, estimate) in estimates.iter().enumerate() {
@@ -51,11 +51,6 @@ impl Times {
             if layers.is_empty() {
                 let message = format!("number {} of `estimates` has no layers", index + 1);
                 return Err(problem(message).help("give the stage `layers = true`"));
-            }
-            if index == 0 {
-                let own = layers.iter();
-                let own = own.map(|(tensor, layer)| (tensor.to_string(), nanoseconds(layer)));
-                times.own = own.collect();
             }
             let scale = times.scale(estimate, &layers);
             for (tensor, layer) in layers {
@@ -71,24 +66,22 @@ impl Times {
     }
 
     /// How much longer than alone the `layers` of `estimate` take in their graph: those in schemes
-    /// that no estimate before it has. All else takes the time it is known to take. 1 for the first
-    /// estimate, and for one of another set of layers.
+    /// that no estimate before it has. All else takes the time it is known to take, so it is 1 for
+    /// the first estimate. 1 also for one of another set of layers.
     fn scale(&self, estimate: &ModelEstimate, layers: &BTreeMap<&str, &LayerEstimate>) -> f64 {
-        let is_same_model = layers
-            .keys()
-            .copied()
-            .eq(self.own.keys().map(String::as_str));
+        let own = self.own.keys().map(String::as_str);
         let Some(decode) = estimate.sums.get(DECODE) else {
             return 1.0;
         };
         let (mut new, mut known) = (0.0, 0.0);
         for (tensor, layer) in layers {
-            match self.known(tensor, layer) {
+            let scheme = layer.scheme.as_deref();
+            match scheme.and_then(|scheme| self.in_scheme(tensor, scheme)) {
                 Some(time_ns) => known += time_ns as f64,
                 None => new += nanoseconds(layer) as f64,
             }
         }
-        if !is_same_model || self.schemes.is_empty() || new == 0.0 {
+        if !own.eq(layers.keys().copied()) || new == 0.0 {
             return 1.0;
         }
         let own: u64 = self.own.values().sum();
@@ -96,10 +89,9 @@ impl Times {
         ((decode.time_us as f64 * 1000.0 - others - known) / new).max(0.0)
     }
 
-    /// The time of a layer, if its scheme has one already.
-    fn known(&self, tensor: &str, layer: &LayerEstimate) -> Option<u64> {
-        let schemes = self.schemes.get(tensor)?;
-        schemes.get(layer.scheme.as_ref()?).copied()
+    /// The time of `tensor` in `scheme`, if an estimate has it.
+    fn in_scheme(&self, tensor: &str, scheme: &str) -> Option<u64> {
+        self.schemes.get(tensor)?.get(scheme).copied()
     }
 
     /// The times of the schemes of `costs`, in their order. A tensor that is no linear layer of the
@@ -111,13 +103,12 @@ impl Times {
         }
         let mut times = vec![];
         for cost in &costs.costs {
-            let schemes = self.schemes.get(tensor);
-            let Some(&time_ns) = schemes.and_then(|schemes| schemes.get(&cost.scheme)) else {
-                let scheme = &cost.scheme;
+            let scheme = &cost.scheme;
+            let Some(time_ns) = self.in_scheme(tensor, scheme) else {
                 let message = format!("no estimate has `{tensor}` in the scheme `{scheme}`");
                 return Err(problem(message).help(
-                    "`estimates` must cover all graphs of the `sensitivity` stage, each by an \
-                     `estimate` with `layers = true`",
+                    "`estimates` must have each tensor in each scheme that the `sensitivity` stage \
+                     measured, all with `layers = true`",
                 ));
             };
             times.push(time_ns);
@@ -136,6 +127,14 @@ impl Times {
         }
         others
     }
+}
+
+/// The time of each layer of `estimate` alone, by tensor.
+fn layer_times(estimate: &ModelEstimate) -> BTreeMap<String, u64> {
+    let layers = estimate.layers().into_iter();
+    layers
+        .map(|(tensor, layer)| (tensor.into(), nanoseconds(layer)))
+        .collect()
 }
 
 fn nanoseconds(layer: &LayerEstimate) -> u64 {

@@ -403,8 +403,8 @@ impl Rounded {
     }
 }
 
-/// Rounds `targets`, one block, under `integers` to codes from `low` to `high`: its
-/// positions one after the other.
+/// Rounds `targets`, one block, under `integers` to codes from `low` to `high`: its positions one
+/// after the other.
 #[inline(always)]
 fn round_under(
     integers: Lanes,
