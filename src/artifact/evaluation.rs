@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::facts::in_layer;
+use crate::model::facts::{in_layer, of_all_heads};
 use crate::model::fidelity::TokenScore;
 
 /// The file that the order `ranges` writes beside its score.
@@ -64,10 +64,11 @@ impl GreedyScore {
 /// `ranges/score.json`: the largest magnitude of each measured tensor.
 pub type Ranges = BTreeMap<String, f32>;
 
-/// The kind of an inner tensor whose range is measured: `key` for `blk.3.key`.
+/// The kind of an inner tensor whose range is measured: `key` for `blk.3.key`, `scores` for the
+/// scores of a head.
 pub fn measured(name: &str) -> Option<&str> {
     const MEASURED: [&str; 5] = ["residual", "key", "scores", "gate_up", "down"];
-    let (_, what) = in_layer(name)?;
+    let (_, what) = in_layer(of_all_heads(name))?;
     if MEASURED.contains(&what) {
         Some(what)
     } else {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The statistics of every float value of a graph, by name.
+/// The statistics of every float value of a graph, by name. Those of the values of heads are
+/// together, by the name [`of_all_heads`](super::facts::of_all_heads).
 pub type Activations = BTreeMap<String, Activation>;
 
 /// Statistics of one value over all windows.

@@ -29,6 +29,17 @@ pub fn in_layer(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix("blk.")?.split_once('.')
 }
 
+/// The name of the values of all heads, for a value of some of them: `blk.3.scores` for
+/// `blk.3.scores.5`. Every other name is returned as it is.
+pub fn of_all_heads(name: &str) -> &str {
+    match in_layer(name).and_then(|(_, what)| what.rsplit_once('.')) {
+        Some((_, piece)) if piece.bytes().all(|byte| byte.is_ascii_digit()) => {
+            &name[..name.len() - piece.len() - 1]
+        }
+        _ => name,
+    }
+}
+
 /// A graph that the `graph` stage writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GraphFacts {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::artifact::evaluation::{MaskMargin, Masks};
 use crate::base::{Code, Context, Problem, Result};
 use crate::model::decoder::inputs::MASK;
-use crate::model::facts::in_layer;
+use crate::model::facts::{in_layer, of_all_heads};
 
 /// Observes the attention of a graph over one window.
 pub(super) struct MaskWatch {
@@ -50,19 +50,19 @@ impl MaskWatch {
 
     /// Whether [`MaskWatch::see`] needs the value of this name.
     pub(super) fn wants(value: &str) -> bool {
-        match in_layer(value) {
+        match in_layer(of_all_heads(value)) {
             Some((_, what)) => matches!(what, "query.scaled" | "key" | "scores.masked"),
             None => is_mask(value),
         }
     }
 
-    /// Takes the elements of a value; the mask comes before the layers.
+    /// Takes the elements of a value of all or some heads; the mask comes before the layers.
     pub(super) fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
         if is_mask(value) {
             self.see_mask(elements);
             return Ok(());
         }
-        let Some((layer, what)) = in_layer(value) else {
+        let Some((layer, what)) = in_layer(of_all_heads(value)) else {
             return Ok(());
         };
         if !Self::wants(value) {
@@ -81,9 +81,9 @@ impl MaskWatch {
             key: 0.0,
         });
         match what {
-            "scores.masked" => extremes.least = found,
-            "query.scaled" => extremes.query = found,
-            _ => extremes.key = found,
+            "scores.masked" => extremes.least = extremes.least.min(found),
+            "query.scaled" => extremes.query = extremes.query.max(found),
+            _ => extremes.key = extremes.key.max(found),
         }
         Ok(())
     }
@@ -164,7 +164,7 @@ fn longest(elements: &[f32], head_dim: usize) -> f32 {
 mod tests {
     use super::*;
 
-    /// The margin of one head of two rows, of which `tokens` are not padding, with one empty column
+    /// The margin of two heads of two rows, of which `tokens` are not padding, with one empty column
     /// before them. `scores` include the mask.
     fn margins(tokens: usize, scores: [f32; 6]) -> MaskMargin {
         let mut watch = MaskWatch::new(tokens, 2, 2);
@@ -175,7 +175,9 @@ mod tests {
             .see("blk.7.query.scaled", &[3.0, 4.0, 0.0, 1.0])
             .unwrap();
         watch.see("blk.7.key", &[0.0, 2.0, 1.0, 1.0]).unwrap();
-        watch.see("blk.7.scores.masked", &scores).unwrap();
+        let of_other_head = [-200.0, 5.0, -200.0, -200.0, 5.0, 5.0];
+        watch.see("blk.7.scores.masked.0", &scores).unwrap();
+        watch.see("blk.7.scores.masked.1", &of_other_head).unwrap();
         watch.margins().unwrap().remove(&7).unwrap()
     }
 

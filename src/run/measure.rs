@@ -9,7 +9,7 @@ use crate::action::Job;
 use crate::artifact::evaluation::{GreedyScore, Masks, Ranges, WindowScore, measured};
 use crate::artifact::reference::Greedy;
 use crate::base::{Code, Context, Problem, Result};
-use crate::model::facts::GraphFacts;
+use crate::model::facts::{GraphFacts, of_all_heads};
 use crate::model::fidelity::{self, TokenScore};
 
 /// Scores every prediction of the candidate over a window of the reference: the inputs `tokens` and
@@ -137,8 +137,8 @@ impl Observer for RangeRecorder {
 
     fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
         if measured(value).is_some() {
-            self.largest
-                .insert(value.into(), largest_magnitude(elements));
+            let largest = self.largest.entry(of_all_heads(value).into()).or_default();
+            *largest = largest.max(largest_magnitude(elements));
         }
         self.mask.see(value, elements)
     }

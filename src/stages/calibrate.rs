@@ -21,7 +21,7 @@ use crate::artifact::{tensors, weight};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts, is_sums, sums_name, wide_of};
 use crate::model::decoder::DecoderSpec;
-use crate::model::facts::GraphFacts;
+use crate::model::facts::{GraphFacts, of_all_heads};
 use crate::model::onnx::proto::GraphProto;
 use crate::model::onnx::{self, Function};
 use crate::model::tokenizer::Tokenizer;
@@ -248,12 +248,8 @@ impl Observer for MomentObserver<'_, '_> {
     }
 
     fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
-        if !self.tallies.contains_key(value) {
-            self.tallies.insert(value.into(), Tally::default());
-        }
-        if let Some(tally) = self.tallies.get_mut(value) {
-            tally.add(elements);
-        }
+        let tally = self.tallies.entry(of_all_heads(value).into());
+        tally.or_default().add(elements);
         self.keys.add(value, elements)?;
         if let Some(weights) = self.weights.get(value)
             && !self.inputs.contains_key(value)

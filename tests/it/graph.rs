@@ -108,7 +108,7 @@ ONNX graph `prompt_ar8_cl24_1_of_1`: IR version 10, opset ai.onnx 21, kiln 1
         let model = decode(&folder.bytes(onnx.get(file).unwrap())).unwrap();
         let checked = Checked::new(&model).unwrap();
         for layer in 0..2 {
-            for what in ["residual", "key", "scores", "gate_up", "down"] {
+            for what in ["residual", "key", "scores.0", "gate_up", "down"] {
                 assert!(
                     checked
                         .types

@@ -48,7 +48,7 @@ fn model() -> ModelProto {
     let [low, high] = g.halves("z", &y);
     let half = g.scalar("half", 0.5);
     let low = g.elementwise("Mul", "scaled", &low, &half);
-    let joined = g.concat("joined", &low, &high, 3);
+    let joined = g.concat("joined", &[&low, &high], 3);
     let turned = g.transpose("turned", &joined, [0, 1, 3, 2]);
     let product: Value = g.matmul("product", &joined, &turned);
     let probabilities = g.softmax("probabilities", &product);

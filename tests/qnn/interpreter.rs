@@ -201,12 +201,13 @@ fn compute(node: &Node, x: &[&Array], dims: &[usize]) -> Vec<f32> {
             let &Param::U32(axis) = param(node, "axis") else {
                 panic!()
             };
-            let inner = |array: &Array| array.dims[axis as usize..].iter().product::<usize>();
-            let (a, b) = (x[0].data.chunks(inner(x[0])), x[1].data.chunks(inner(x[1])));
+            let outer: usize = x[0].dims[..axis as usize].iter().product();
             let mut joined = vec![];
-            for (a, b) in a.zip(b) {
-                joined.extend_from_slice(a);
-                joined.extend_from_slice(b);
+            for index in 0..outer {
+                for part in x {
+                    let inner = part.data.len() / outer;
+                    joined.extend_from_slice(&part.data[index * inner..][..inner]);
+                }
             }
             joined
         }

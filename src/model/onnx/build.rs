@@ -271,38 +271,38 @@ impl Builder {
         self.node("Reshape", name, &[x, &shape], vec![], dims.into())
     }
 
-    /// `a` then `b` along `axis`.
-    pub fn concat(&mut self, name: &str, a: &Value, b: &Value, axis: usize) -> Value {
-        let mut dims = a.dims.clone();
-        dims[axis] += b.dims[axis];
-        self.node(
-            "Concat",
-            name,
-            &[a, b],
-            vec![int("axis", axis as i64)],
-            dims,
-        )
+    /// `parts` one after the other along `axis`.
+    pub fn concat(&mut self, name: &str, parts: &[&Value], axis: usize) -> Value {
+        let mut dims = parts[0].dims.clone();
+        dims[axis] = parts.iter().map(|part| part.dims[axis]).sum();
+        let attributes = vec![int("axis", axis as i64)];
+        self.node("Concat", name, parts, attributes, dims)
     }
 
     /// Splits `x` into the two halves of its last axis: `NAME.low` and `NAME.high`.
     pub fn halves(&mut self, name: &str, x: &Value) -> [Value; 2] {
-        let mut dims = x.dims.clone();
-        if let Some(last) = dims.last_mut() {
-            *last /= 2;
-        }
-        let halves = ["low", "high"].map(|half| Value {
-            name: format!("{name}.{half}"),
-            dims: dims.clone(),
-        });
-        self.push(
-            "",
-            "Split",
-            &format!("{name}.halves"),
-            &[x],
-            vec![int("axis", -1), int("num_outputs", 2)],
-            &halves,
-        );
+        let axis = x.dims.len() - 1;
+        let halves = ["low", "high"].map(|half| part_of(x, format!("{name}.{half}"), axis, 2));
+        self.split(&format!("{name}.halves"), x, axis, &halves);
         halves
+    }
+
+    /// Splits `x` into `count` equal parts along `axis`, `X.0` and so on.
+    pub fn parts(&mut self, x: &Value, axis: usize, count: u64) -> Vec<Value> {
+        let mut parts = vec![];
+        for index in 0..count {
+            parts.push(part_of(x, format!("{}.{index}", x.name), axis, count));
+        }
+        self.split(&format!("{}.parts", x.name), x, axis, &parts);
+        parts
+    }
+
+    fn split(&mut self, name: &str, x: &Value, axis: usize, parts: &[Value]) {
+        let attributes = vec![
+            int("axis", axis as i64),
+            int("num_outputs", parts.len() as i64),
+        ];
+        self.push("", "Split", name, &[x], attributes, parts);
     }
 
     fn node(
@@ -419,6 +419,13 @@ impl Builder {
             ..ModelProto::default()
         }
     }
+}
+
+/// One of `count` equal parts of `x` along `axis`.
+fn part_of(x: &Value, name: String, axis: usize, count: u64) -> Value {
+    let mut dims = x.dims.clone();
+    dims[axis] /= count;
+    Value { name, dims }
 }
 
 /// The attribute `gain` of the linear family.

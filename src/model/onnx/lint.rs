@@ -283,7 +283,7 @@ mod tests {
                             ..value(b)
                         },
                     );
-                    builder.concat(name, &a, &b, 0);
+                    builder.concat(name, &[&a, &b], 0);
                 }
                 [name, "=", "Reshape", a] => drop(builder.reshape(name, &value(a), &[4, 4])),
                 [name, "=", "Softmax", a] => drop(builder.softmax(name, &value(a))),

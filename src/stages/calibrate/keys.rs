@@ -7,7 +7,7 @@ use crate::model::calibration::{KEY_SHIFT, KEY_TURN, KeyMeans};
 use crate::model::facts::in_layer;
 use crate::model::onnx::proto::{GraphProto, TensorProto};
 
-/// The sums of the keys of a graph, which have the shape `[1, kv_heads, tokens, head_dim]`.
+/// The sums of the keys of a graph, which have the shape `[1, tokens, kv_heads, head_dim]`.
 pub(super) struct KeySums {
     /// By the name of the value with the keys of a layer: the centre that the graph subtracts from
     /// them; empty if it subtracts none.
@@ -64,12 +64,9 @@ impl KeySums {
             .sums
             .entry(layer)
             .or_insert_with(|| vec![0.0; heads * dim]);
-        let heads = elements.chunks_exact(dim * tokens);
-        for (sums, head) in sums.chunks_exact_mut(dim).zip(heads) {
-            for key in head.chunks_exact(dim) {
-                for (sum, key) in sums.iter_mut().zip(key) {
-                    *sum += f64::from(*key);
-                }
+        for keys in elements.chunks_exact((heads * dim).max(1)) {
+            for (sum, key) in sums.iter_mut().zip(keys) {
+                *sum += f64::from(*key);
             }
         }
         Ok(())

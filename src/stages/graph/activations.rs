@@ -15,6 +15,7 @@ use super::{Activations as Storage, Cache, Float};
 use crate::base::{Code, Problem, Result};
 use crate::model::calibration::{Activation, Activations, is_sums, wide_of};
 use crate::model::decoder::inputs::{self, HostInput};
+use crate::model::facts::of_all_heads;
 use crate::model::onnx::proto::{GraphProto, ModelProto, NodeProto};
 use crate::model::onnx::{Checked, Function, Grid, WeightCall};
 use crate::model::weight::blob_owner;
@@ -35,7 +36,8 @@ pub(super) struct Policy {
     pub(super) margin: f32,
 }
 
-/// The choice for a class, by one of its values: a line of `encodings.json`.
+/// The choice for a class, by one of its values: a line of `encodings.json`. All heads have one
+/// line.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Chosen {
     /// Absent if the class stays float.
@@ -93,7 +95,7 @@ fn check(graph: &GraphProto, calibration: &Activations) -> Result<()> {
     let mut unknown = vec![];
     for output in graph.node.iter().flat_map(|node| &node.output) {
         // A wide value is another value and its sums.
-        let is_known = calibration.contains_key(output) || wide_of(output).is_some();
+        let is_known = calibration.contains_key(of_all_heads(output)) || wide_of(output).is_some();
         if !is_known && unknown.len() < 4 {
             unknown.push(output.as_str());
         }
@@ -384,7 +386,7 @@ impl<'a> Chooser<'a> {
     fn statistics(&self, class: usize) -> Option<Activation> {
         let mut all: Option<Activation> = None;
         for name in self.classes.names(class) {
-            let Some(value) = self.calibration.get(name) else {
+            let Some(value) = self.calibration.get(of_all_heads(name)) else {
                 continue;
             };
             if value.zeros >= value.count {
@@ -422,7 +424,7 @@ impl<'a> Chooser<'a> {
         }
         for (class, chosen) in self.report {
             if let Some(name) = self.classes.names(class).next() {
-                choice.report.insert(name.into(), chosen);
+                choice.report.insert(of_all_heads(name).into(), chosen);
             }
         }
         choice
@@ -487,7 +489,7 @@ mod tests {
         let residual = g.elementwise("Add", "residual", &x, &down);
         let key = g.elementwise("Add", "key", &gate, &gate);
         let key = g.transpose("past_key_0_out", &key, [0, 1, 3, 2]);
-        let keys = g.concat("keys", &past, &key, 3);
+        let keys = g.concat("keys", &[&past, &key], 3);
         let scores = g.matmul("scores", &gate, &keys);
         let masked = g.elementwise("Add", "masked", &scores, &mask);
         let p = g.softmax("p", &masked);

@@ -27,7 +27,7 @@ impl Decoder<'_> {
             return wide.clone();
         }
         let sums = self.sums(x, columns, added);
-        let wide = self.graph.concat(&name, x, &sums, x.dims.len() - 1);
+        let wide = self.graph.concat(&name, &[x, &sums], x.dims.len() - 1);
         self.wide.insert(name, wide.clone());
         wide
     }

@@ -7,6 +7,7 @@ facts.json: {"model": ModelFacts, "windows": [[token, ...], ...]}. Exits with 1 
 that differs.
 """
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -55,15 +56,19 @@ def check_close(found, expected, tolerance, what):
 
 
 activations = json.loads((folder / "calibration/activations.json").read_text())
+by_name = {}
+for name, values in outputs.items():  # the statistics of all heads are together
+    name = re.sub(r"^(blk\.\d+\..+)\.\d+$", r"\1", name)
+    by_name.setdefault(name, []).append(values.reshape(-1))
 for name in activations:
     if name.endswith(".sums"):  # of each 32 inputs of a linear layer, divided by 4
         values = outputs[name.removesuffix(".sums")]
-        outputs[name] = values.reshape(*values.shape[:-1], -1, 32).sum(-1) / 4
-if activations.keys() != outputs.keys():
-    sys.exit(f"values differ: {activations.keys() ^ outputs.keys()}")
+        by_name[name] = [values.reshape(-1, 32).sum(-1) / 4]
+if activations.keys() != by_name.keys():
+    sys.exit(f"values differ: {activations.keys() ^ by_name.keys()}")
 for name, found in activations.items():
-    values = outputs[name]
-    magnitudes = np.sort(np.abs(values).reshape(-1))
+    values = np.concatenate(by_name[name])
+    magnitudes = np.sort(np.abs(values))
     check_close(found["count"], values.size, 0, f"{name} count")
     check_close([found["min"], found["max"]], np.array([values.min(), values.max()]), 1e-5, f"{name} range")
     check_close(found["mean_square"], (values**2).mean(), 1e-4, f"{name} mean square")
@@ -87,4 +92,4 @@ for node in full_model.graph.node:
     if full.exists():
         moments += 1
         check_close(np.fromfile(full, np.float32).reshape(products.shape), products, 1e-5, f"{weight} moments")
-print(f"{len(outputs)} values, {moments} matrices of moments over {len(windows)} windows equal numpy's")
+print(f"{len(by_name)} values, {moments} matrices of moments over {len(windows)} windows equal numpy's")
