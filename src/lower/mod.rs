@@ -133,6 +133,7 @@ impl<'a> Lowering<'a> {
             ("", "Div") => self.plain(node, "ElementWiseDivide"),
             ("", "Relu") => self.plain(node, "Relu"),
             ("", "Sigmoid") => self.plain(node, "Sigmoid"),
+            ("", "Tanh") => self.plain(node, "Tanh"),
             ("", "MatMul") => self.matmul(node),
             ("", "Softmax") => self.softmax(node),
             ("", "Concat") => self.concat(node),
@@ -154,8 +155,8 @@ impl<'a> Lowering<'a> {
     fn unknown(&self, node: &NodeProto) -> Problem {
         self.refuse(node, Code::LowerOp, "is not known to the lowering")
             .help(
-                "supported are Add, Sub, Mul, Div, Relu, Sigmoid, MatMul, Softmax, Concat, Split, \
-                 Reshape, Transpose, QuantizeLinear, DequantizeLinear, and the functions of \
+                "supported are Add, Sub, Mul, Div, Relu, Sigmoid, Tanh, MatMul, Softmax, Concat, \
+                 Split, Reshape, Transpose, QuantizeLinear, DequantizeLinear, and the functions of \
                  `docs/artifacts.md`",
             )
     }

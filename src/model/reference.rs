@@ -11,12 +11,13 @@ mod operators;
 use std::ops::Range;
 
 use self::matrix::Matrix;
-use self::operators::{rms_norm, rotate_half_split, rotate_interleaved, silu, softmax};
+use self::operators::{
+    gelu_tanh, rms_norm, rotate_half_split, rotate_interleaved, silu, soft_cap, softmax,
+};
 use super::decoder::RopeRows;
 use super::decoder::tensors::{LayerTensor, Role};
 use super::decoder::{
     Activation, Attention, DecoderSpec, Embedding, Head, Layer, Norms, QkNorm, Rotary, Window,
-    not_supported, refuse_any,
 };
 use super::fidelity;
 use crate::base::{Code, Problem, Result};
@@ -40,23 +41,31 @@ pub struct Reference<'a> {
     weights: &'a dyn Weights,
 }
 
-/// The name of this implementation in messages.
-const REFERENCE: &str = "the reference";
-
 /// How a layer is computed.
 struct LayerForm {
+    norms: Norms,
     qkv_bias: bool,
+    qk_norm: QkNorm,
+    rotation: Option<Rotation>,
+    /// How many tokens a token attends to, itself included.
+    window: usize,
+    score_scale: f32,
+    score_cap: Option<f32>,
+    /// The activation of the gate.
+    activate: fn(f32) -> f32,
+    residual_scale: Option<f32>,
+}
+
+/// Rotary embedding.
+struct Rotation {
     /// Rotates one head at one position by angles with these cosines and sines.
     rotate: fn(&mut [f32], &[f32], &[f32]),
     /// The angle of each pair of columns of a head at position 1.
     frequencies: Vec<f64>,
-    /// The activation of the gate.
-    activate: fn(f32) -> f32,
 }
 
 impl LayerForm {
-    /// The form of `layer`. An error if a part is not supported here.
-    fn of(layer: &Layer, spec: &DecoderSpec) -> Result<Self> {
+    fn of(layer: &Layer, spec: &DecoderSpec) -> Self {
         let Layer {
             norms,
             attention,
@@ -71,45 +80,55 @@ impl LayerForm {
             score_scale,
             score_cap,
         } = attention;
-        match norms {
-            Norms::Before => {}
-            Norms::After | Norms::Around => return Err(not_supported(REFERENCE, norms)),
+        LayerForm {
+            norms: *norms,
+            qkv_bias: *qkv_bias,
+            qk_norm: *qk_norm,
+            rotation: rotary.as_ref().map(Rotation::of),
+            window: match window {
+                Window::Full => usize::MAX,
+                Window::Sliding(tokens) => *tokens as usize,
+            },
+            score_scale: match score_scale {
+                Some(scale) => *scale,
+                None => f64::from(spec.head_dim).sqrt().recip() as f32,
+            },
+            score_cap: *score_cap,
+            activate: match activation {
+                Activation::Silu => silu,
+                Activation::GeluTanh => gelu_tanh,
+            },
+            residual_scale: *residual_scale,
         }
-        match qk_norm {
-            QkNorm::None => {}
-            QkNorm::PerHead | QkNorm::WholeRow => return Err(not_supported(REFERENCE, qk_norm)),
+    }
+
+    /// Rotary embedding of `x`, `[tokens, head_dim]`, by the angles of [`Rotation::cos_sin`].
+    fn rotated(&self, mut x: Matrix, cos_sin: &Option<[Matrix; 2]>) -> Matrix {
+        if let (Some(rotation), Some([cos, sin])) = (&self.rotation, cos_sin) {
+            for token in 0..x.rows() {
+                let head = &mut x.row_mut(token)[..2 * cos.columns()];
+                (rotation.rotate)(head, cos.row(token), sin.row(token));
+            }
         }
-        match window {
-            Window::Full => {}
-            Window::Sliding(_) => return Err(not_supported(REFERENCE, window)),
-        }
-        refuse_any(REFERENCE, "a score scale", *score_scale)?;
-        refuse_any(REFERENCE, "a soft cap of the scores", *score_cap)?;
-        refuse_any(REFERENCE, "a residual scale", *residual_scale)?;
-        let Some(Rotary { layout, dims, base }) = rotary else {
-            return Err(not_supported(REFERENCE, "layers without RoPE"));
-        };
-        if *dims != spec.head_dim {
-            let part = format!("RoPE of {dims} of {} columns", spec.head_dim);
-            return Err(not_supported(REFERENCE, part));
-        }
+        x
+    }
+}
+
+impl Rotation {
+    fn of(rotary: &Rotary) -> Self {
+        let Rotary { layout, dims, base } = rotary;
         let (base, columns) = (f64::from(*base), f64::from(*dims));
         let mut frequencies = vec![];
         for i in 0..dims / 2 {
             frequencies.push(base.powf(-2.0 * f64::from(i) / columns));
         }
-        Ok(LayerForm {
-            qkv_bias: *qkv_bias,
+        Rotation {
             rotate: match layout {
                 RopeRows::Interleaved => rotate_interleaved,
                 RopeRows::HalfSplit => rotate_half_split,
             },
             frequencies,
-            activate: match activation {
-                Activation::Silu => silu,
-                Activation::GeluTanh => return Err(not_supported(REFERENCE, activation)),
-            },
-        })
+        }
     }
 
     /// Cosines and sines of the angles at the positions of `span`, `[tokens, dims / 2]`.
@@ -125,14 +144,6 @@ impl LayerForm {
             }
         }
         [cos, sin]
-    }
-
-    /// Rotary embedding of `x`, `[tokens, head_dim]`.
-    fn rotated(&self, mut x: Matrix, [cos, sin]: &[Matrix; 2]) -> Matrix {
-        for token in 0..x.rows() {
-            (self.rotate)(x.row_mut(token), cos.row(token), sin.row(token));
-        }
-        x
     }
 }
 
@@ -162,26 +173,17 @@ struct KvCache {
 }
 
 impl<'a> Reference<'a> {
-    /// The model that `spec` describes. An error if a part is not supported here.
-    pub fn new(spec: &'a DecoderSpec, weights: &'a dyn Weights) -> Result<Self> {
-        let Embedding { scale } = spec.embedding;
-        refuse_any(REFERENCE, "an embedding scale", scale)?;
-        let Head {
-            tied: _,
-            scale,
-            soft_cap,
-        } = spec.head;
-        refuse_any(REFERENCE, "a logit scale", scale)?;
-        refuse_any(REFERENCE, "a soft cap of the logits", soft_cap)?;
+    /// The model that `spec` describes.
+    pub fn new(spec: &'a DecoderSpec, weights: &'a dyn Weights) -> Self {
         let mut layers = Vec::with_capacity(spec.layers.len());
         for layer in &spec.layers {
-            layers.push(LayerForm::of(layer, spec)?);
+            layers.push(LayerForm::of(layer, spec));
         }
-        Ok(Reference {
+        Reference {
             spec,
             layers,
             weights,
-        })
+        }
     }
 
     /// The states after the last layer for each of `texts`, which are independent and complete.
@@ -219,17 +221,23 @@ impl<'a> Reference<'a> {
         state: &State,
         mut on_logits: impl FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
+        let Head {
+            tied,
+            scale,
+            soft_cap: cap,
+        } = self.spec.head;
         let rows = (LOGITS / self.spec.vocab.max(1) as usize).max(1);
         let tokens = state.0.rows();
         for first in (0..tokens).step_by(rows) {
             let some = state.0.some_rows(first..tokens.min(first + rows));
-            let head = if self.spec.head.tied {
-                Role::Embedding
-            } else {
-                Role::Head
-            };
+            let head = if tied { Role::Embedding } else { Role::Head };
             let normal = self.norm(Role::FinalNorm, &some)?;
-            let logits = self.linear(head, self.spec.vocab as usize, false, &normal)?;
+            let mut logits = self.linear(head, self.spec.vocab as usize, false, &normal)?;
+            logits.for_each_row(|_, row| {
+                for logit in row {
+                    *logit = soft_cap(*logit * scale.unwrap_or(1.0), cap);
+                }
+            });
             on_logits(logits.values())?;
         }
         Ok(())
@@ -300,7 +308,9 @@ impl<'a> Reference<'a> {
             let row = *token as usize;
             rows.extend(self.weights.rows(&table, row..row + 1)?);
         }
-        to_matrix(&table, tokens.len(), self.spec.hidden as usize, rows)
+        let Embedding { scale } = self.spec.embedding;
+        let stream = to_matrix(&table, tokens.len(), self.spec.hidden as usize, rows)?;
+        Ok(scaled(stream, scale))
     }
 
     /// The residual stream after a layer, and the KV cache of each text. The rows of `stream` are
@@ -324,19 +334,29 @@ impl<'a> Reference<'a> {
         let [heads, kv_heads, head_dim, hidden, ffn] =
             [heads, kv_heads, head_dim, hidden, ffn].map(|size| size as usize);
         let role = |tensor| Role::Layer(layer, tensor);
-        let (mixed, kv_caches) = {
-            let bias = form.qkv_bias;
-            let x = self.norm(role(LayerTensor::AttentionNorm), stream)?;
-            let q = self.linear(role(LayerTensor::Query), heads * head_dim, bias, &x)?;
-            let k = self.linear(role(LayerTensor::Key), kv_heads * head_dim, bias, &x)?;
-            let v = self.linear(role(LayerTensor::Value), kv_heads * head_dim, bias, &x)?;
-            self.attention(form, [&q, &k, &v], spans, past)
-        };
-        let mut stream = stream.clone();
-        stream.add(&self.linear(role(LayerTensor::AttentionOutput), hidden, false, &mixed)?);
+        let bias = form.qkv_bias;
+        let x = self.branch_input(form, role(LayerTensor::AttentionNorm), stream)?;
+        let mut q = self.linear(role(LayerTensor::Query), heads * head_dim, bias, &x)?;
+        let mut k = self.linear(role(LayerTensor::Key), kv_heads * head_dim, bias, &x)?;
+        let v = self.linear(role(LayerTensor::Value), kv_heads * head_dim, bias, &x)?;
+        drop(x);
+        let norms = [role(LayerTensor::QueryNorm), role(LayerTensor::KeyNorm)];
+        for (values, norm) in [&mut q, &mut k].into_iter().zip(norms) {
+            *values = match form.qk_norm {
+                QkNorm::None => continue,
+                QkNorm::PerHead => self.norm_of_runs(norm, head_dim, values)?,
+                QkNorm::WholeRow => self.norm(norm, values)?,
+            };
+        }
+        let (mixed, kv_caches) = self.attention(form, [&q, &k, &v], spans, past);
+        drop((q, k, v));
+        let branch = self.linear(role(LayerTensor::AttentionOutput), hidden, false, &mixed)?;
         drop(mixed);
+        let mut stream = stream.clone();
+        let norm = role(LayerTensor::AttentionPostNorm);
+        stream.add(&self.branch_output(form, norm, branch)?);
 
-        let x = self.norm(role(LayerTensor::FeedForwardNorm), &stream)?;
+        let x = self.branch_input(form, role(LayerTensor::FeedForwardNorm), &stream)?;
         let mut gate = self.linear(role(LayerTensor::Gate), ffn, false, &x)?;
         let up = self.linear(role(LayerTensor::Up), ffn, false, &x)?;
         gate.for_each_row(|row, gate| {
@@ -344,8 +364,29 @@ impl<'a> Reference<'a> {
                 *gate = (form.activate)(*gate) * up;
             }
         });
-        stream.add(&self.linear(role(LayerTensor::Down), hidden, false, &gate)?);
+        let branch = self.linear(role(LayerTensor::Down), hidden, false, &gate)?;
+        let norm = role(LayerTensor::FeedForwardPostNorm);
+        stream.add(&self.branch_output(form, norm, branch)?);
         Ok((stream, kv_caches))
+    }
+
+    /// The input of a branch: the residual stream, normalized or as it is.
+    fn branch_input(&self, form: &LayerForm, norm: Role, stream: &Matrix) -> Result<Matrix> {
+        if form.norms.before() {
+            self.norm(norm, stream)
+        } else {
+            Ok(stream.clone())
+        }
+    }
+
+    /// What a branch with the result `branch` adds to the residual stream.
+    fn branch_output(&self, form: &LayerForm, norm: Role, branch: Matrix) -> Result<Matrix> {
+        let branch = if form.norms.after() {
+            self.norm(norm, &branch)?
+        } else {
+            branch
+        };
+        Ok(scaled(branch, form.residual_scale))
     }
 
     /// The weighted values of all heads, `[tokens, heads * head_dim]`, and the KV cache of each
@@ -367,7 +408,10 @@ impl<'a> Reference<'a> {
         let mut first = 0;
         for span in spans {
             let rows = first..first + span.tokens;
-            let cos_sin = form.cos_sin(span);
+            let cos_sin = form
+                .rotation
+                .as_ref()
+                .map(|rotation| rotation.cos_sin(span));
             let mut kv_cache = KvCache {
                 keys: vec![],
                 values: vec![],
@@ -387,13 +431,15 @@ impl<'a> Reference<'a> {
                 let mut shares = queries.times_transposed(&keys);
                 shares.for_each_row(|row, scores| {
                     // A token attends to itself and to those before it.
-                    let count = span.before + row % span.tokens + 1;
-                    let (attended, masked) = scores.split_at_mut(count);
+                    let end = span.before + row % span.tokens + 1;
+                    let (scores, after) = scores.split_at_mut(end);
+                    let (before, attended) = scores.split_at_mut(end.saturating_sub(form.window));
                     for score in &mut *attended {
-                        *score *= (dim as f64).sqrt().recip() as f32;
+                        *score = soft_cap(*score * form.score_scale, form.score_cap);
                     }
                     softmax(attended);
-                    masked.fill(0.0);
+                    before.fill(0.0);
+                    after.fill(0.0);
                 });
                 let mix = shares.times(&values);
                 for (index, head) in query_heads.enumerate() {
@@ -412,7 +458,12 @@ impl<'a> Reference<'a> {
     }
 
     fn norm(&self, role: Role, x: &Matrix) -> Result<Matrix> {
-        let gamma = self.vector(&role.weight(), x.columns())?;
+        self.norm_of_runs(role, x.columns(), x)
+    }
+
+    /// RMSNorm of each run of `length` values of each row.
+    fn norm_of_runs(&self, role: Role, length: usize, x: &Matrix) -> Result<Matrix> {
+        let gamma = self.vector(&role.weight(), length)?;
         Ok(rms_norm(x, &gamma, self.spec.rms_epsilon))
     }
 
@@ -446,6 +497,18 @@ impl<'a> Reference<'a> {
     }
 }
 
+/// `x` times `scale`, if there is one.
+fn scaled(mut x: Matrix, scale: Option<f32>) -> Matrix {
+    if let Some(scale) = scale {
+        x.for_each_row(|_, row| {
+            for value in row {
+                *value *= scale;
+            }
+        });
+    }
+    x
+}
+
 /// The values of tensor `name` as a matrix. An error if their number is wrong.
 fn to_matrix(name: &str, rows: usize, columns: usize, values: Vec<f32>) -> Result<Matrix> {
     let found = values.len();
@@ -454,29 +517,4 @@ fn to_matrix(name: &str, rows: usize, columns: usize, values: Vec<f32>) -> Resul
         return Err(Problem::new(Code::ReferenceTensor, message));
     };
     Ok(matrix)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct NoWeights;
-
-    impl Weights for NoWeights {
-        fn rows(&self, name: &str, _: Range<usize>) -> Result<Vec<f32>> {
-            panic!("`{name}` is read");
-        }
-    }
-
-    #[test]
-    fn unsupported_parts_are_refused_by_name() {
-        assert!(Reference::new(&DecoderSpec::tiny(), &NoWeights).is_ok());
-        for (part, spec) in DecoderSpec::variants() {
-            let problem = Reference::new(&spec, &NoWeights).err().unwrap();
-            assert_eq!(
-                problem.message,
-                format!("the reference does not support {part}")
-            );
-        }
-    }
 }

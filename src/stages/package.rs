@@ -262,7 +262,7 @@ impl TypedStage for Package {
             outputs.insert(PartName::new(name)?, job.pass(input)?);
         }
         if let Some(name) = &bundle.table {
-            let table = table::write(job)?;
+            let table = table::write(job, &model.embedding)?;
             sums.insert(name, hex(&table.sha256));
             outputs.insert(PartName::new(name)?, table.part);
         }

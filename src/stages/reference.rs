@@ -126,7 +126,7 @@ impl TypedStage for ReferenceStage {
         };
 
         let weights = FileWeights::new(job)?;
-        let model = Reference::new(&spec, &weights)?;
+        let model = Reference::new(&spec, &weights);
         let batch = (BATCH_TOKENS / params.tokens as usize).max(1);
         let count = texts.len() as u64;
         let mut outputs = Outputs::new();

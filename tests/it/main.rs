@@ -11,6 +11,7 @@
 mod support;
 
 mod activations;
+mod architectures;
 mod bundle;
 mod cache_bundle;
 mod cache_gc;

@@ -1,9 +1,6 @@
 //! `reference`: logits of a GGUF on a text.
 
-use std::process::Stdio;
-
 use crate::support::gguf_file::GgufFile;
-use crate::support::peers::{python, stdout_of};
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::workspace::Folder;
@@ -217,44 +214,5 @@ fn greedy_gaps_match_a_plain_f64_decoder() {
                 "{model:?}: {gap}, {expected}"
             );
         }
-    }
-}
-
-/// Compares with llama.cpp, an independent implementation. The tolerance is needed because
-/// llama.cpp stores keys and values in f16.
-#[test]
-#[ignore = "needs Python packages"]
-fn logits_match_llama_cpp() {
-    let script =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/llama_cpp.py");
-    for model in [
-        TinyGguf::llama(),
-        TinyGguf::llama().tied(false),
-        TinyGguf::qwen2(),
-        TinyGguf::qwen2().tied(true).heads(4, 1),
-    ] {
-        let shown = format!("{model:?}");
-        let gguf = model.matrices(Quant::F32).write();
-        let home = tempfile::tempdir().unwrap();
-        let folder = Folder::new(home.path());
-        let manifest = reference(&folder, &gguf, TEXT, json!({"windows": 1, "tokens": 12}));
-        let (tokens, found) = window(&folder, &manifest.unwrap(), "window-000");
-        let path = home.path().join("model.gguf");
-        std::fs::write(&path, &gguf).unwrap();
-        let logits = stdout_of(
-            python()
-                .arg(&script)
-                .args(["--logits", path.to_str().unwrap()])
-                .args(tokens.iter().map(u32::to_string))
-                .stderr(Stdio::null()),
-        );
-        let (mut expected, mut largest) = (vec![], 0.0f64);
-        for logit in logits.split_whitespace() {
-            let logit: f64 = logit.parse().unwrap();
-            largest = largest.max(logit.abs());
-            expected.push(logit);
-        }
-        let error = worst(&found, &expected) / largest;
-        assert!(error < 2e-3, "{shown}: {error}");
     }
 }

@@ -196,7 +196,12 @@ impl Shapes {
             } = &layer.attention;
             match window {
                 Window::Full => {}
-                Window::Sliding(_) => return Err(not_supported(HOST, window)),
+                // Every token is in the window of every later one.
+                Window::Sliding(tokens) if u64::from(*tokens) >= context => {}
+                Window::Sliding(_) => {
+                    let part = format!("{window} in a context of {context}");
+                    return Err(not_supported(HOST, part));
+                }
             }
         }
         let Rotary {
@@ -327,7 +332,7 @@ mod tests {
         };
         check(
             |spec| spec.layers[1].attention.window = Window::Sliding(5),
-            "a sliding window of 5 tokens",
+            "a sliding window of 5 tokens in a context of 16",
         );
         check(
             |spec| spec.layers[1].attention.rotary.as_mut().unwrap().base = 1e6,
@@ -346,6 +351,11 @@ mod tests {
         assert!(
             Shapes::new(&spec, 3, 16).is_ok(),
             "some layers use the table"
+        );
+        spec.layers[1].attention.window = Window::Sliding(16);
+        assert!(
+            Shapes::new(&spec, 3, 16).is_ok(),
+            "the window has the whole context"
         );
     }
 }

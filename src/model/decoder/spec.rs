@@ -210,6 +210,18 @@ impl DecoderSpec {
     }
 }
 
+impl Norms {
+    /// Whether the input of a branch is normalized.
+    pub fn before(self) -> bool {
+        matches!(self, Norms::Before | Norms::Around)
+    }
+
+    /// Whether the output of a branch is normalized.
+    pub fn after(self) -> bool {
+        matches!(self, Norms::After | Norms::Around)
+    }
+}
+
 impl Layer {
     /// The plain layer.
     pub fn plain(rotary: Rotary, qkv_bias: bool) -> Self {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::spec::{DecoderSpec, Layer, Norms, QkNorm, RopeRows};
+use super::spec::{DecoderSpec, Layer, QkNorm, RopeRows};
 use crate::model::weight::blob_owner;
 
 /// The role of a tensor in its decoder.
@@ -155,11 +155,7 @@ impl List {
     fn add_layer(&mut self, spec: &DecoderSpec, index: u32, layer: &Layer) {
         let [hidden, ffn, width] = [spec.hidden, spec.ffn, spec.head_dim].map(u64::from);
         let role = |tensor| Role::Layer(index, tensor);
-        let (before, after) = match layer.norms {
-            Norms::Before => (true, false),
-            Norms::After => (false, true),
-            Norms::Around => (true, true),
-        };
+        let (before, after) = (layer.norms.before(), layer.norms.after());
         let attention = &layer.attention;
         let is_interleaved = match &attention.rotary {
             Some(rotary) => rotary.layout == RopeRows::Interleaved,
@@ -222,6 +218,7 @@ impl List {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::decoder::Norms;
 
     fn text(spec: &DecoderSpec) -> String {
         let mut text = String::new();

@@ -224,6 +224,25 @@ impl Builder {
         self.node("Sigmoid", name, &[x], vec![], x.dims.clone())
     }
 
+    /// The hyperbolic tangent.
+    pub fn tanh(&mut self, name: &str, x: &Value) -> Value {
+        self.node("Tanh", name, &[x], vec![], x.dims.clone())
+    }
+
+    /// `x` times the constant `NAME.factor`.
+    pub fn scaled(&mut self, name: &str, x: &Value, factor: f32) -> Value {
+        let factor = self.scalar(&format!("{name}.factor"), factor);
+        self.elementwise("Mul", name, x, &factor)
+    }
+
+    /// `cap * tanh(x / cap)`. The names are those of `x / cap`, its tanh, and the result.
+    pub fn soft_cap(&mut self, names: [&str; 3], x: &Value, cap: f32) -> Value {
+        let [share, tanh, capped] = names;
+        let share = self.scaled(share, x, cap.recip());
+        let tanh = self.tanh(tanh, &share);
+        self.scaled(capped, &tanh, cap)
+    }
+
     /// Softmax over the last axis.
     pub fn softmax(&mut self, name: &str, x: &Value) -> Value {
         self.node("Softmax", name, &[x], vec![int("axis", -1)], x.dims.clone())

@@ -8,12 +8,12 @@
 //! The prefill of two layers takes 3.0 ms instead of 5.5, and nothing spills (docs/speed.md).
 
 use super::centre::KeyCentre;
-use super::decoder::{Decoder, GRAPH, HostValues};
+use super::decoder::{Branch, Decoder, GRAPH, HostValues};
 use crate::base::Result;
 use crate::model::calibration::{KEY_SHIFT, KEY_TURN};
 use crate::model::decoder::inputs::{Cache, HostInput};
 use crate::model::decoder::tensors::{LayerTensor, Role};
-use crate::model::decoder::{Attention, Layer, QkNorm, Rotary, Window, not_supported, refuse_any};
+use crate::model::decoder::{Attention, Layer, QkNorm, Rotary, not_supported};
 use crate::model::onnx::{Builder, Function, Value, gain};
 use crate::model::weight::WeightForm;
 
@@ -27,7 +27,6 @@ pub(super) struct Shared {
     cos: Value,
     /// The same shape.
     sin: Value,
-    query_scale: Value,
     /// If keys are centred: `[1 - cos, sin]` of each position, `[1, 1, tokens, head_dim]`.
     rotation: Option<Value>,
 }
@@ -38,9 +37,6 @@ impl Decoder<'_> {
         let mask = host.get(HostInput::Mask)?.clone();
         let cos = host.get(HostInput::RotaryCos)?.clone();
         let sin = host.get(HostInput::RotarySin)?.clone();
-        let query_scale = self
-            .graph
-            .scalar("query_scale", 1.0 / (self.model.head_dim as f32).sqrt());
         let rotation = if self.centres.is_empty() {
             None
         } else {
@@ -56,7 +52,6 @@ impl Decoder<'_> {
             mask,
             cos: self.graph.reshape("cos_of_tokens", &cos, &dims),
             sin: self.graph.reshape("sin_of_tokens", &sin, &dims),
-            query_scale,
             rotation,
         })
     }
@@ -72,25 +67,94 @@ impl Decoder<'_> {
     ) -> Result<(Value, [Value; 2])> {
         let Attention {
             // A bias is added if there is a weight of its name.
-            qkv_bias: _,
+            qkv_bias,
             qk_norm,
             rotary,
-            window,
+            // `Shapes::new` refuses a window shorter than the context.
+            window: _,
             score_scale,
             score_cap,
         } = &spec.attention;
+        self.check_rotary(rotary.as_ref())?;
+        if *qkv_bias && !spec.norms.before() {
+            // It would be multiplied by the factor of the stored residual stream.
+            return Err(not_supported(GRAPH, "biases without RMSNorm before them"));
+        }
+        let (scale_name, scale) = match score_scale {
+            Some(scale) => (format!("blk.{layer}.query_scale"), *scale),
+            None => (
+                "query_scale".into(),
+                1.0 / (self.model.head_dim as f32).sqrt(),
+            ),
+        };
+        let tokens = self.profile.tokens;
+        let [heads, kv_heads, width] =
+            [self.model.heads, self.model.kv_heads, self.model.head_dim].map(u64::from);
+        let name = |what: &str| format!("blk.{layer}.{what}");
+        let role = |tensor| Role::Layer(layer, tensor);
+
+        let (x, exponent) = self.branch_input(role(LayerTensor::AttentionNorm), spec.norms, x);
+        let q = self.projection(role(LayerTensor::Query), &x, exponent);
+        let k = self.key(role(LayerTensor::Key), layer, &x, exponent);
+        let v = self.projection(role(LayerTensor::Value), &x, exponent);
+        let [q_norm, k_norm] = [LayerTensor::QueryNorm, LayerTensor::KeyNorm].map(role);
+        let q = self.heads(&name("query.split"), &q, heads, *qk_norm, q_norm);
+        let k = self.heads(&name("key.split"), &k, kv_heads, *qk_norm, k_norm);
+
+        let g = &mut self.graph;
+        let q = match rotary {
+            Some(_) => rotate(g, &name("query"), &q, shared),
+            None => q,
+        };
+        let scale = g.scalar(&scale_name, scale);
+        let q = g.elementwise("Mul", &name("query.scaled"), &q, &scale);
+
+        let k = match (rotary, self.centres.get(&layer), &shared.rotation) {
+            (None, ..) => g.reshape(&name("key"), &k, &[1, tokens, kv_heads, width]),
+            (Some(_), Some(centre), Some(rotation)) => {
+                let k = rotate(g, &name(ROTATED), &k, shared);
+                centre_key(g, &name("key"), &k, centre, rotation)
+            }
+            (Some(_), ..) => rotate(g, &name("key"), &k, shared),
+        };
+        let k = g.transpose(&Cache::Key.output(layer), &k, [2, 0, 3, 1]);
+        let v = g.reshape(&name("value.split"), &v, &[1, tokens, kv_heads, width]);
+        let v = g.transpose(&Cache::Value.output(layer), &v, [2, 0, 1, 3]);
+        let keys = g.concat(&name("keys"), &[past[0], &k], 3);
+        let values = g.concat(&name("values"), &[past[1], &v], 2);
+
+        let mix = self.mix(layer, &q, [&keys, &values], *score_cap, shared);
+        let matrix = role(LayerTensor::AttentionOutput);
+        let branch = Branch {
+            name: matrix.stem(),
+            matrix,
+            exponent: 0,
+            norm: role(LayerTensor::AttentionPostNorm),
+        };
+        let output = self.branch_output(&branch, spec.norms, spec.residual_scale, &mix);
+        Ok((output, [k, v]))
+    }
+
+    /// The queries or keys `x` by head, `[1, tokens, heads, head_dim]`, normalized.
+    fn heads(&mut self, name: &str, x: &Value, heads: u64, qk_norm: QkNorm, norm: Role) -> Value {
+        let dims = [1, self.profile.tokens, heads, self.model.head_dim.into()];
         match qk_norm {
-            QkNorm::None => {}
-            QkNorm::PerHead | QkNorm::WholeRow => return Err(not_supported(GRAPH, qk_norm)),
+            QkNorm::None => self.graph.reshape(name, x, &dims),
+            QkNorm::PerHead => {
+                let x = self.graph.reshape(name, x, &dims);
+                self.norm(&norm.stem(), norm, &x, 0)
+            }
+            QkNorm::WholeRow => {
+                let x = self.norm(&norm.stem(), norm, x, 0);
+                self.graph.reshape(name, &x, &dims)
+            }
         }
-        match window {
-            Window::Full => {}
-            Window::Sliding(_) => return Err(not_supported(GRAPH, window)),
-        }
-        refuse_any(GRAPH, "a score scale", *score_scale)?;
-        refuse_any(GRAPH, "a soft cap of the scores", *score_cap)?;
+    }
+
+    /// Refuses RoPE that this graph cannot compute.
+    fn check_rotary(&self, rotary: Option<&Rotary>) -> Result<()> {
         let Some(rotary) = rotary else {
-            return Err(not_supported(GRAPH, "layers without RoPE"));
+            return Ok(());
         };
         let Rotary {
             // `requant` writes the rows of all files in half-split order.
@@ -103,41 +167,7 @@ impl Decoder<'_> {
             let part = format!("RoPE of {dims} of {} columns", self.model.head_dim);
             return Err(not_supported(GRAPH, part));
         }
-        let tokens = self.profile.tokens;
-        let [heads, kv_heads, width] =
-            [self.model.heads, self.model.kv_heads, self.model.head_dim].map(u64::from);
-        let name = |what: &str| format!("blk.{layer}.{what}");
-        let role = |tensor| Role::Layer(layer, tensor);
-
-        let x = self.norm_before(layer, LayerTensor::AttentionNorm, spec.norms, x)?;
-        let q = self.projection(role(LayerTensor::Query), &x);
-        let k = self.key(role(LayerTensor::Key), layer, &x);
-        let v = self.projection(role(LayerTensor::Value), &x);
-
-        let g = &mut self.graph;
-        let q = g.reshape(&name("query.split"), &q, &[1, tokens, heads, width]);
-        let q = rotate(g, &name("query"), &q, shared);
-        let q = g.elementwise("Mul", &name("query.scaled"), &q, &shared.query_scale);
-
-        let k = g.reshape(&name("key.split"), &k, &[1, tokens, kv_heads, width]);
-        let k = match (self.centres.get(&layer), &shared.rotation) {
-            (Some(centre), Some(rotation)) => {
-                let k = rotate(g, &name(ROTATED), &k, shared);
-                centre_key(g, &name("key"), &k, centre, rotation)
-            }
-            _ => rotate(g, &name("key"), &k, shared),
-        };
-        let k = g.transpose(&Cache::Key.output(layer), &k, [2, 0, 3, 1]);
-        let v = g.reshape(&name("value.split"), &v, &[1, tokens, kv_heads, width]);
-        let v = g.transpose(&Cache::Value.output(layer), &v, [2, 0, 1, 3]);
-        let keys = g.concat(&name("keys"), &[past[0], &k], 3);
-        let values = g.concat(&name("values"), &[past[1], &v], 2);
-
-        let mix = self.mix(layer, &q, [&keys, &values], shared);
-        let output = role(LayerTensor::AttentionOutput);
-        let exponent = -self.profile.residual_exponent;
-        let output = self.linear(&output.stem(), output, &mix, exponent);
-        Ok((output, [k, v]))
+        Ok(())
     }
 
     /// The values of each head, weighted by the softmax of its scores: `[1, 1, tokens, heads *
@@ -147,6 +177,7 @@ impl Decoder<'_> {
         layer: u32,
         query: &Value,
         [keys, values]: [&Value; 2],
+        score_cap: Option<f32>,
         shared: &Shared,
     ) -> Value {
         let tokens = self.profile.tokens;
@@ -168,7 +199,11 @@ impl Decoder<'_> {
         for (index, query) in queries.iter().enumerate() {
             let name = |what: &str| format!("blk.{layer}.{what}.{index}");
             let key = index / pieces_of_key;
-            let scores = g.matmul(&name("scores"), query, &keys[key]);
+            let mut scores = g.matmul(&name("scores"), query, &keys[key]);
+            if let Some(cap) = score_cap {
+                let names = ["scores.share", "scores.tanh", "scores.capped"].map(name);
+                scores = g.soft_cap(names.each_ref().map(String::as_str), &scores, cap);
+            }
             let scores = g.elementwise("Add", &name("scores.masked"), &scores, &shared.mask);
             let attention = g.softmax(&name("attention"), &scores);
             let mix = g.matmul(&name("mix"), &attention, &values[key]);
@@ -179,7 +214,7 @@ impl Decoder<'_> {
     }
 
     /// The keys before they are rotated, without the part of their bias that is added afterwards.
-    fn key(&mut self, role: Role, layer: u32, x: &Value) -> Value {
+    fn key(&mut self, role: Role, layer: u32, x: &Value, exponent: i32) -> Value {
         let bias = match self.centres.get(&layer) {
             Some(KeyCentre {
                 rest: Some(rest), ..
@@ -189,7 +224,7 @@ impl Decoder<'_> {
             }
             _ => self.weight(&role.bias()),
         };
-        self.linear_with(&role.stem(), role, x, 0, &bias)
+        self.linear_with(&role.stem(), role, x, exponent, &bias)
     }
 }
 

@@ -1,19 +1,18 @@
 //! Operators with weights: norm, linear layer and embedding.
 
-use super::decoder::{Decoder, GRAPH};
-use crate::base::Result;
+use super::decoder::Decoder;
+use crate::model::decoder::Embedding;
 use crate::model::decoder::tensors::Role;
-use crate::model::decoder::{Embedding, refuse_any};
 use crate::model::onnx::proto::AttributeProto;
 use crate::model::onnx::{External, Function, Value, element_type, float, gain, int};
 use crate::model::weight::WeightForm;
 
 impl Decoder<'_> {
-    /// RMSNorm of the residual stream. An epsilon times `2^-2k` cancels the factor `2^-k` of the
-    /// stream.
-    pub(super) fn norm(&mut self, name: &str, role: Role, x: &Value) -> Value {
+    /// RMSNorm over the last axis of `x`, whose values are stored times `2^-exponent`. An epsilon
+    /// times `2^(-2 exponent)` cancels that factor.
+    pub(super) fn norm(&mut self, name: &str, role: Role, x: &Value, exponent: i32) -> Value {
         let gamma = self.weight(&role.weight());
-        let epsilon = self.model.rms_epsilon * 2f32.powi(-2 * self.profile.residual_exponent);
+        let epsilon = self.model.rms_epsilon * 2f32.powi(-2 * exponent);
         let mut inputs = vec![x];
         inputs.extend(&gamma);
         let attributes = vec![float("epsilon", epsilon)];
@@ -21,9 +20,9 @@ impl Decoder<'_> {
             .call(Function::RmsNorm, name, &inputs, attributes, x.dims.clone())
     }
 
-    /// `x W^T + bias`, named after its weights.
-    pub(super) fn projection(&mut self, role: Role, x: &Value) -> Value {
-        self.linear(&role.stem(), role, x, 0)
+    /// `(x W^T + bias) * 2^exponent`, named after its weights.
+    pub(super) fn projection(&mut self, role: Role, x: &Value, exponent: i32) -> Value {
+        self.linear(&role.stem(), role, x, exponent)
     }
 
     /// `(x W^T + bias) * 2^exponent` with the weights of `role`: a matrix, and a bias if there is
@@ -61,9 +60,8 @@ impl Decoder<'_> {
     }
 
     /// The rows of the embedding table at `ids`.
-    pub(super) fn embedding(&mut self, name: &str, ids: &Value) -> Result<Value> {
+    pub(super) fn embedding(&mut self, name: &str, ids: &Value) -> Value {
         let Embedding { scale } = self.model.embedding;
-        refuse_any(GRAPH, "an embedding scale", scale)?;
         let role = Role::Embedding;
         let table = self.weight(&role.weight());
         let (weight, attributes) = self.form(&role.weight(), -self.profile.residual_exponent);
@@ -72,7 +70,15 @@ impl Decoder<'_> {
         let mut inputs = vec![ids];
         inputs.extend(&table);
         let function = Function::Embedding { weight };
-        Ok(self.graph.call(function, name, &inputs, attributes, dims))
+        let g = &mut self.graph;
+        match scale {
+            None => g.call(function, name, &inputs, attributes, dims),
+            Some(scale) => {
+                let rows = format!("{name}.unscaled");
+                let rows = g.call(function, &rows, &inputs, attributes, dims);
+                g.scaled(name, &rows, scale)
+            }
+        }
     }
 
     /// The form of the matrix `name`, and the attributes of an operator over it.

@@ -8,6 +8,7 @@ use crate::action::{Job, Part};
 use crate::artifact::context::CPU;
 use crate::artifact::weight::Weight;
 use crate::base::{CanonJson, Code, Context, Problem, Result};
+use crate::model::decoder::Embedding;
 use crate::model::decoder::shards::OuterModule;
 use crate::model::decoder::tensors::Role;
 use crate::model::facts::ArrayFacts;
@@ -23,9 +24,11 @@ pub(super) struct Table {
     pub(super) sha256: [u8; 32],
 }
 
-/// Writes the table from the graph and the weights below `cpu/` in the inputs of `job`.
-pub(super) fn write(job: &Job) -> Result<Table> {
+/// Writes the table from the graph and the weights below `cpu/` in the inputs of `job`; `embedding`
+/// is that of the model.
+pub(super) fn write(job: &Job, embedding: &Embedding) -> Result<Table> {
     let gain = read_gain(job)?;
+    let scale = embedding.scale.unwrap_or(1.0);
     let folder = format!("{CPU}/weights/{}", Role::Embedding.weight());
     let weight = Weight::read(job, &folder)?;
     let (mut values, mut bytes) = (vec![0.0; weight.columns], Vec::with_capacity(CHUNK_BYTES));
@@ -33,7 +36,7 @@ pub(super) fn write(job: &Job) -> Result<Table> {
     for row in 0..weight.rows {
         weight.row(row, &mut values);
         for value in &values {
-            bytes.extend((value * gain).to_le_bytes());
+            bytes.extend((value * gain * scale).to_le_bytes());
         }
         if bytes.len() >= CHUNK_BYTES || row + 1 == weight.rows {
             job.check_cancelled()?;

@@ -5,7 +5,7 @@ largest logit. `llama_cpp.py --logits A TOKEN...` prints the logits after each t
 
 The wheel `xllamacpp` exports llama.cpp's C interface. Its parameter structs are passed by value and
 grow with versions. They are treated as opaque and larger than needed, except the first field of the
-context parameters, which is the size of the context.
+context parameters, which is the size of the context, and the types of keys and values.
 """
 import ctypes as C
 import importlib.util
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 TOKENS = [1, 5, 9, 250, 3, 77, 130, 42]
+F32, F16 = 0, 1
 I32 = C.POINTER(C.c_int32)
 
 
@@ -45,6 +46,12 @@ def logits(path, tokens):
     assert model, f"llama.cpp does not load {path}"
     params = llama.llama_context_default_params()
     params.words[0] = 256
+    # Keys and values are stored in f16 by default: the only neighbours of type 1 behind the first fields.
+    for at in range(14, 60):
+        if params.words[at] == params.words[at + 1] == F16:
+            params.words[at] = params.words[at + 1] = F32
+            break
+    params.words[13] = 0  # no flash attention, which needs f16
     context = llama.llama_init_from_model(model, params)
     assert context, path
     batch = llama.llama_batch_init(len(tokens), 0, 1)

@@ -15,6 +15,8 @@ pub struct TinyGguf {
     hidden: usize,
     heads: usize,
     kv_heads: usize,
+    /// The width of a head, if it is not `hidden / heads`.
+    head_dim: Option<usize>,
     ffn: usize,
     matrices: Quant,
     types: Vec<(String, Quant)>,
@@ -48,6 +50,7 @@ impl TinyGguf {
             hidden: 64,
             heads: 4,
             kv_heads: 2,
+            head_dim: None,
             ffn: 128,
             matrices: Quant::Q4_0,
             types: vec![],
@@ -57,6 +60,55 @@ impl TinyGguf {
             shifted: false,
             seed: 1,
         }
+    }
+
+    /// granite: llama with all four factors.
+    pub fn granite() -> Self {
+        TinyGguf {
+            architecture: "granite",
+            ..TinyGguf::llama()
+        }
+    }
+
+    /// olmo2: norms after the branches, and of all heads of q and k; a separate `output.weight`.
+    pub fn olmo2() -> Self {
+        TinyGguf {
+            architecture: "olmo2",
+            bias: false,
+            ..TinyGguf::qwen2()
+        }
+    }
+
+    /// qwen3: heads of 32 columns, twice the width of the residual stream, with norms of q and k.
+    pub fn qwen3() -> Self {
+        TinyGguf {
+            architecture: "qwen3",
+            head_dim: Some(32),
+            bias: false,
+            tied: true,
+            ..TinyGguf::qwen2()
+        }
+    }
+
+    /// smollm3: llama with four layers, the last of which has no RoPE.
+    pub fn smollm3() -> Self {
+        TinyGguf {
+            architecture: "smollm3",
+            layers: 4,
+            ..TinyGguf::llama()
+        }
+    }
+
+    /// One model of each architecture.
+    pub fn all() -> Vec<Self> {
+        vec![
+            TinyGguf::granite(),
+            TinyGguf::llama(),
+            TinyGguf::olmo2(),
+            TinyGguf::qwen2(),
+            TinyGguf::qwen3(),
+            TinyGguf::smollm3(),
+        ]
     }
 
     /// Number of layers.
@@ -140,13 +192,22 @@ impl TinyGguf {
         file.set(&arch("attention.head_count_kv"), self.kv_heads as u32);
         file.set(&arch("attention.layer_norm_rms_epsilon"), 1e-5);
         file.set(&arch("rope.freq_base"), 10000.0);
+        if let Some(width) = self.head_dim {
+            file.set(&arch("attention.key_length"), width as u32);
+            file.set(&arch("attention.value_length"), width as u32);
+        }
+        if self.architecture == "granite" {
+            file.set(&arch("embedding_scale"), 12.0);
+            file.set(&arch("attention.scale"), 0.2);
+            file.set(&arch("residual_scale"), 0.375);
+            file.set(&arch("logit_scale"), 3.0);
+        }
         file.set("tokenizer.ggml.model", "gpt2");
         file.set(
             "tokenizer.ggml.pre",
-            if self.architecture == "llama" {
-                "smollm"
-            } else {
-                "qwen2"
+            match self.architecture {
+                "qwen2" | "qwen3" => "qwen2",
+                _ => "smollm",
             },
         );
         let count = vocabulary.tokens.len();
@@ -167,7 +228,8 @@ impl TinyGguf {
 
     /// Name, rows (0 for a vector) and columns of every tensor.
     fn tensors(&self, vocab: usize) -> Vec<(String, usize, usize)> {
-        let (hidden, ffn, head_dim) = (self.hidden, self.ffn, self.hidden / self.heads);
+        let (hidden, ffn) = (self.hidden, self.ffn);
+        let head_dim = self.head_dim.unwrap_or(hidden / self.heads);
         let (q, kv) = (self.heads * head_dim, self.kv_heads * head_dim);
         let mut all = vec![
             ("token_embd.weight".to_string(), vocab, hidden),
@@ -180,7 +242,21 @@ impl TinyGguf {
             let mut add = |name: &str, rows, columns| {
                 all.push((format!("blk.{layer}.{name}"), rows, columns))
             };
-            add("attn_norm.weight", 0, hidden);
+            let has_norm_after = self.architecture == "olmo2";
+            if !has_norm_after {
+                add("attn_norm.weight", 0, hidden);
+            }
+            match self.architecture {
+                "olmo2" => {
+                    add("attn_q_norm.weight", 0, q);
+                    add("attn_k_norm.weight", 0, kv);
+                }
+                "qwen3" => {
+                    add("attn_q_norm.weight", 0, head_dim);
+                    add("attn_k_norm.weight", 0, head_dim);
+                }
+                _ => {}
+            }
             for (name, rows) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
                 add(&format!("{name}.weight"), rows, hidden);
                 if self.bias {
@@ -188,7 +264,12 @@ impl TinyGguf {
                 }
             }
             add("attn_output.weight", hidden, q);
-            add("ffn_norm.weight", 0, hidden);
+            if has_norm_after {
+                add("post_attention_norm.weight", 0, hidden);
+                add("post_ffw_norm.weight", 0, hidden);
+            } else {
+                add("ffn_norm.weight", 0, hidden);
+            }
             add("ffn_gate.weight", ffn, hidden);
             add("ffn_up.weight", ffn, hidden);
             add("ffn_down.weight", hidden, ffn);

@@ -55,6 +55,22 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A factor of the computation: the value of `key`; `None` if it is 0 or missing.
+    pub(super) fn factor(&mut self, key: &str) -> Option<f32> {
+        let factor: f32 = self.optional(key)?;
+        self.check(factor.is_finite(), || format!("`{key}` is {factor}"));
+        (factor != 0.0).then_some(factor)
+    }
+
+    /// The same for a key that must be there and not be 0.
+    pub(super) fn required_factor(&mut self, key: &str) -> Option<f32> {
+        let factor: f32 = self.require(key)?;
+        self.check(factor.is_finite() && factor != 0.0, || {
+            format!("`{key}` is {factor}")
+        });
+        Some(factor)
+    }
+
     /// Whether the file has the tensor `name`.
     pub(super) fn has_tensor(&self, name: &str) -> bool {
         self.rows(name) > 0

@@ -14,6 +14,11 @@ pub(super) static LLAMA: Architecture = Architecture {
 };
 
 fn decoder(keys: &mut Keys) -> DecoderSpec {
-    let has_bias = keys.has_tensor(&Role::Layer(0, LayerTensor::Query).bias());
+    let has_bias = has_qkv_bias(keys);
     keys.plain(RopeRows::Interleaved, has_bias)
+}
+
+/// Whether the file has biases on q, k and v. Many architectures allow them.
+pub(super) fn has_qkv_bias(keys: &Keys) -> bool {
+    keys.has_tensor(&Role::Layer(0, LayerTensor::Query).bias())
 }

@@ -2,9 +2,13 @@
 //! differently is an error. An architecture is one file and one line in [`ARCHITECTURES`].
 
 mod check;
+mod granite;
 mod keys;
 mod llama;
+mod olmo2;
 mod qwen2;
+mod qwen3;
+mod smollm3;
 #[cfg(test)]
 mod toy;
 mod vocabulary;
@@ -24,7 +28,14 @@ struct Architecture {
 }
 
 /// Every architecture.
-static ARCHITECTURES: &[&Architecture] = &[&llama::LLAMA, &qwen2::QWEN2];
+static ARCHITECTURES: &[&Architecture] = &[
+    &granite::GRANITE,
+    &llama::LLAMA,
+    &olmo2::OLMO2,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &smollm3::SMOLLM3,
+];
 
 /// The facts of the model in `gguf`. Its keys, tensors and vocabulary are checked.
 pub fn model_facts(gguf: &Gguf) -> Result<ModelFacts> {
@@ -64,7 +75,7 @@ fn find_architecture(
         Code::ModelArchitecture,
         format!("architecture {} is not supported", quoted(name)),
     )
-    .help(format!("kiln supports {}", names.join(" and "))))
+    .help(format!("kiln supports {}", names.join(", "))))
 }
 
 /// Most lines of a list in a message.
@@ -194,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rows_of_llama_are_interleaved_and_those_of_qwen2_are_not() {
+    fn each_architecture_has_its_order_of_rows() {
         let mut layouts = vec![];
         for architecture in ARCHITECTURES {
             let mut spec = DecoderSpec::tiny();
@@ -211,8 +222,12 @@ mod tests {
         assert_eq!(
             layouts,
             [
+                ("granite", RopeRows::Interleaved),
                 ("llama", RopeRows::Interleaved),
-                ("qwen2", RopeRows::HalfSplit)
+                ("olmo2", RopeRows::HalfSplit),
+                ("qwen2", RopeRows::HalfSplit),
+                ("qwen3", RopeRows::HalfSplit),
+                ("smollm3", RopeRows::Interleaved),
             ]
         );
     }

@@ -1,0 +1,145 @@
+//! Every architecture: the reference against llama.cpp, graphs against the reference, and exported
+//! files against their sources.
+
+use std::process::Stdio;
+
+use crate::support::gguf_file::{GgufFile, Value as Field};
+use crate::support::peers::{python, stdout_of};
+use crate::support::quantize::Quant;
+use crate::support::stage_runner::StageRunner;
+use crate::support::tiny_gguf::TinyGguf;
+use crate::support::tools;
+use serde_json::{Value, json};
+
+/// The tokens of the first window of the text, and the reference's logits after each of them.
+fn reference(file: &[u8]) -> (Vec<u32>, Vec<f64>) {
+    let home = tempfile::tempdir().unwrap();
+    let runner = StageRunner::new(home.path());
+    let model = runner.inspect(file);
+    let logits = runner.reference(&model, json!({"windows": 1, "tokens": 12}));
+    let tokens = runner.json(&logits, "window-000/tokens.json");
+    let bytes = runner.bytes(&logits, "window-000/logits");
+    let mut values = vec![];
+    for bytes in bytes.as_chunks().0 {
+        values.push(f64::from(f32::from_le_bytes(*bytes)));
+    }
+    (serde_json::from_value(tokens).unwrap(), values)
+}
+
+/// llama.cpp's logits after each of `tokens`.
+fn llama_cpp(file: &[u8], tokens: &[u32]) -> Vec<f64> {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("model.gguf");
+    std::fs::write(&path, file).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/llama_cpp.py");
+    let mut program = python();
+    program.args([script, "--logits", path.to_str().unwrap()]);
+    program.args(tokens.iter().map(u32::to_string));
+    let text = stdout_of(program.stderr(Stdio::null()));
+    text.split_whitespace()
+        .map(|logit| logit.parse().unwrap())
+        .collect()
+}
+
+/// The largest difference of two lists of logits, relative to the largest logit.
+fn difference(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let (mut worst, mut largest) = (0.0f64, 0.0f64);
+    for (found, expected) in found.iter().zip(expected) {
+        worst = worst.max((found - expected).abs());
+        largest = largest.max(expected.abs());
+    }
+    worst / largest
+}
+
+/// Files that differ from [`TinyGguf::all`] in one part, and what they are.
+fn changed() -> Vec<(&'static str, GgufFile, GgufFile)> {
+    let mut all = vec![];
+    for (key, value) in [
+        ("granite.embedding_scale", 12.5),
+        ("granite.attention.scale", 0.25),
+        ("granite.residual_scale", 0.25),
+        ("granite.logit_scale", 4.0),
+        ("granite.attention.layer_norm_rms_epsilon", 0.1),
+    ] {
+        let file = TinyGguf::granite().matrices(Quant::F32).file();
+        let mut other = TinyGguf::granite().matrices(Quant::F32).file();
+        other.set(key, value);
+        all.push((key, file, other));
+    }
+    let mut other = TinyGguf::granite().matrices(Quant::F32).file();
+    other.set("granite.rope.scaling.finetuned", Field::Bool(0));
+    let file = TinyGguf::granite().matrices(Quant::F32).file();
+    all.push(("granite without RoPE", file, other));
+    all
+}
+
+#[test]
+#[ignore = "needs Python packages"]
+fn the_reference_computes_the_logits_of_llama_cpp() {
+    let mut models = TinyGguf::all();
+    models.push(TinyGguf::llama().tied(false));
+    models.push(TinyGguf::qwen2().tied(true).heads(4, 1));
+    for model in models {
+        let shown = format!("{model:?}");
+        let file = model.matrices(Quant::F32).write();
+        let (tokens, found) = reference(&file);
+        let error = difference(&found, &llama_cpp(&file, &tokens));
+        assert!(error < 1e-5, "{shown}: {error}");
+    }
+}
+
+#[test]
+#[ignore = "needs Python packages"]
+fn a_changed_part_changes_the_logits_as_in_llama_cpp() {
+    for (what, file, other) in changed() {
+        let (tokens, found) = reference(&other.write());
+        let near = difference(&found, &llama_cpp(&other.write(), &tokens));
+        let far = difference(&found, &llama_cpp(&file.write(), &tokens));
+        assert!(near < 1e-5 && far > 1e-3, "{what}: {near}, {far}");
+    }
+}
+
+/// Evaluates the graphs of `model` in ONNX Runtime.
+fn check_graphs(model: &TinyGguf, params: Value) {
+    let home = tempfile::tempdir().unwrap();
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let mut graph = json!({"prefill": 16, "context": 32});
+    for (name, value) in params.as_object().unwrap() {
+        graph[name] = value.clone();
+    }
+    let (description, graph) = runner.model(&model.write(), "native", graph);
+    let params = json!({"windows": 3, "tokens": 12, "prompt": "the dog", "greedy": 5});
+    let reference = runner.reference(&description, params.clone());
+    let score = runner.evaluate(&reference, "graph", &graph);
+    let limits = json!({"ppl_ratio": 1e-5, "kld": 1e-9, "same_top": 0.99, "greedy": 5});
+    let limits = json!({"limits": {"evaluation": limits}});
+    let report = runner.run("validate", limits, &[("evaluation", &score)]);
+    if let Err(problem) = report {
+        panic!("{model:?} {params}: {}", problem.message);
+    }
+}
+
+#[test]
+#[ignore = "needs ONNX Runtime"]
+fn graphs_compute_what_the_reference_computes() {
+    for model in TinyGguf::all() {
+        check_graphs(&model, json!({}));
+        check_graphs(&model, json!({"residual_exponent": 3, "ffn_exponent": 2}));
+        check_graphs(&model, json!({"shards": 2}));
+    }
+}
+
+#[test]
+fn an_exported_file_is_its_source() {
+    for model in TinyGguf::all() {
+        let home = tempfile::tempdir().unwrap();
+        let runner = StageRunner::new(home.path());
+        let file = model.write();
+        let description = runner.inspect(&file);
+        let weights = runner.run("requant", json!({}), &[("tensors", &description)]);
+        let slots = [("model", &description), ("weights", &weights.unwrap())];
+        let exported = runner.run("export-gguf", json!({}), &slots).unwrap();
+        assert!(runner.bytes(&exported, "model.gguf") == file, "{model:?}");
+    }
+}
