@@ -62,6 +62,8 @@ struct Rotation {
     rotate: fn(&mut [f32], &[f32], &[f32]),
     /// The angle of each pair of columns of a head at position 1.
     frequencies: Vec<f64>,
+    /// The factor of cosines and sines.
+    magnitude: f64,
 }
 
 impl LayerForm {
@@ -116,11 +118,18 @@ impl LayerForm {
 
 impl Rotation {
     fn of(rotary: &Rotary) -> Self {
-        let Rotary { layout, dims, base } = rotary;
+        let Rotary {
+            layout,
+            dims,
+            base,
+            // It is in the divisors.
+            scaling: _,
+            magnitude,
+        } = rotary;
         let (base, columns) = (f64::from(*base), f64::from(*dims));
         let mut frequencies = vec![];
-        for i in 0..dims / 2 {
-            frequencies.push(base.powf(-2.0 * f64::from(i) / columns));
+        for (i, divisor) in rotary.divisors().into_iter().enumerate() {
+            frequencies.push(base.powf(-2.0 * i as f64 / columns) / divisor);
         }
         Rotation {
             rotate: match layout {
@@ -128,6 +137,7 @@ impl Rotation {
                 RopeRows::HalfSplit => rotate_half_split,
             },
             frequencies,
+            magnitude: f64::from(magnitude.unwrap_or(1.0)),
         }
     }
 
@@ -139,8 +149,8 @@ impl Rotation {
             let position = (span.before + token) as f64;
             for (i, frequency) in self.frequencies.iter().enumerate() {
                 let angle = position * frequency;
-                cos.row_mut(token)[i] = angle.cos() as f32;
-                sin.row_mut(token)[i] = angle.sin() as f32;
+                cos.row_mut(token)[i] = (angle.cos() * self.magnitude) as f32;
+                sin.row_mut(token)[i] = (angle.sin() * self.magnitude) as f32;
             }
         }
         [cos, sin]

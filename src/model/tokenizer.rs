@@ -1,8 +1,10 @@
-//! Encodes text to tokens and decodes tokens: byte-level BPE, from the `tokenizer.*` metadata of a
-//! GGUF.
+//! Encodes text to tokens and decodes tokens: byte-level BPE, and SentencePiece's BPE, from the
+//! `tokenizer.*` metadata of a GGUF.
+
+mod sentencepiece;
 
 use serde::Deserialize;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -19,16 +21,70 @@ const QWEN2: &str = concat!(
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 
-/// How text is split before merging, by `tokenizer.ggml.pre`: each regex splits the results of the
-/// previous one. From llama.cpp, `src/llama-vocab.cpp`.
-const PRE_TOKENIZERS: [(&str, &[&str]); 4] = [
-    ("gpt-2", &[GPT2]),
-    ("smollm", &[r"\p{N}", GPT2]),
-    ("qwen2", &[QWEN2]),
-    ("deepseek-r1-qwen", &[QWEN2]),
+/// The regex of Llama 3: that of Qwen2 with up to three digits.
+const LLAMA3: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+/// The regex of Qwen3.5: that of Qwen2 with marks as parts of words.
+const QWEN35: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}",
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
+/// How text is split before merging.
+struct PreTokenizer {
+    /// Its names in `tokenizer.ggml.pre`.
+    names: &'static [&'static str],
+    /// Each regex splits the results of the previous one.
+    regexes: &'static [&'static str],
+    /// Whether a word that is a token is taken as it is, without merging.
+    whole_words: bool,
+    /// Whether a file without the key begins every text with the BOS token.
+    adds_bos: bool,
+}
+
+impl PreTokenizer {
+    const fn new(names: &'static [&'static str], regexes: &'static [&'static str]) -> Self {
+        PreTokenizer {
+            names,
+            regexes,
+            whole_words: false,
+            adds_bos: false,
+        }
+    }
+
+    fn by_name(name: &str) -> Option<&'static Self> {
+        let mut all = PRE_TOKENIZERS.iter();
+        all.find(|known| known.names.contains(&name))
+    }
+}
+
+/// The known ones, from llama.cpp, `src/llama-vocab.cpp`.
+static PRE_TOKENIZERS: [PreTokenizer; 6] = [
+    PreTokenizer::new(&["gpt-2"], &[GPT2]),
+    PreTokenizer::new(
+        &["smollm", "refact", "starcoder", "codeshell", "exaone"],
+        &[r"\p{N}", GPT2],
+    ),
+    PreTokenizer::new(&["qwen2", "deepseek-r1-qwen"], &[QWEN2]),
+    PreTokenizer::new(&["qwen35"], &[QWEN35]),
+    PreTokenizer::new(&["smaug-bpe", "dbrx"], &[LLAMA3]),
+    PreTokenizer {
+        whole_words: true,
+        adds_bos: true,
+        ..PreTokenizer::new(&["llama-bpe", "llama3", "llama-v3"], &[LLAMA3])
+    },
 ];
 
-/// `tokenizer.ggml.token_type` of tokens that are never made by merging: control and user-defined.
+/// `tokenizer.ggml.model` of byte-level BPE.
+const BYTE_LEVEL: &str = "gpt2";
+/// That of SentencePiece's BPE.
+const SENTENCEPIECE: &str = "llama";
+
+/// `tokenizer.ggml.token_type` of ordinary tokens.
+const NORMAL: i64 = 1;
+/// That of tokens that are never made by merging: control and user-defined.
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
@@ -74,10 +130,16 @@ struct Metadata {
     token_type: Vec<i64>,
     #[serde(rename = "tokenizer.ggml.merges", default)]
     merges: Vec<String>,
+    #[serde(rename = "tokenizer.ggml.scores", default)]
+    scores: Vec<f32>,
+    #[serde(rename = "tokenizer.ggml.add_space_prefix")]
+    add_space_prefix: Option<bool>,
+    #[serde(rename = "tokenizer.ggml.unknown_token_id")]
+    unknown_token_id: Option<u32>,
     #[serde(rename = "tokenizer.ggml.bos_token_id")]
     bos_token_id: Option<u32>,
-    #[serde(rename = "tokenizer.ggml.add_bos_token", default)]
-    add_bos_token: bool,
+    #[serde(rename = "tokenizer.ggml.add_bos_token")]
+    add_bos_token: Option<bool>,
     #[serde(rename = "tokenizer.ggml.eos_token_id")]
     eos_token_id: Option<u32>,
     #[serde(rename = "tokenizer.ggml.eot_token_id")]
@@ -88,7 +150,7 @@ struct Metadata {
     chat_template: Option<String>,
 }
 
-/// A byte-level BPE tokenizer.
+/// A BPE tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     bos_token: Option<u32>,
@@ -98,7 +160,8 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads `json`: an object of a GGUF's `tokenizer.*` metadata by full key. An error for models
-    /// other than `gpt2` and for unknown pre-tokenizers, which would silently yield other tokens.
+    /// other than `gpt2` and `llama`, and for unknown pre-tokenizers, which would silently yield
+    /// other tokens.
     pub fn from_metadata(json: &[u8]) -> Result<Self> {
         let metadata: Metadata = serde_json::from_slice(json)
             .context(Code::TokenizerMetadata, || "read the tokenizer".into())?;
@@ -106,7 +169,7 @@ impl Tokenizer {
             return Err(problem);
         }
         let inner = build(&metadata).map_err(|error| unusable(&*error))?;
-        let bos_token = match metadata.add_bos_token {
+        let bos_token = match adds_bos(&metadata) {
             true => metadata.bos_token_id,
             false => None,
         };
@@ -175,24 +238,29 @@ fn shortened(name: &str) -> &str {
 /// The problem of a tokenizer with this `model` and pre-tokenizer `pre` of a GGUF header; `None` if
 /// it is supported.
 pub fn unsupported(model: &str, pre: Option<&str>) -> Option<Problem> {
-    if model != "gpt2" {
+    if model == SENTENCEPIECE {
+        return None;
+    }
+    if model != BYTE_LEVEL {
         let message = format!(
-            "the tokenizer is `{}`, not byte-level BPE (`gpt2`)",
+            "the tokenizer is `{}`, neither byte-level BPE (`gpt2`) nor SentencePiece's BPE \
+             (`llama`)",
             shortened(model).escape_debug()
         );
         return Some(Problem::new(Code::TokenizerModel, message).help(
-            "validate a model with a byte-level BPE tokenizer, or leave out its `reference` and \
-             `package` stages",
+            "validate a model with such a tokenizer, or leave out its `reference` and `package` \
+             stages",
         ));
     }
-    let mut known = vec![];
-    for (name, _) in PRE_TOKENIZERS {
-        if pre == Some(name) {
-            return None;
-        }
-        known.push(name);
+    if PreTokenizer::by_name(pre.unwrap_or_default()).is_some() {
+        return None;
     }
-    let known = known.join(", ");
+    let names: Vec<&str> = PRE_TOKENIZERS
+        .iter()
+        .flat_map(|known| known.names)
+        .copied()
+        .collect();
+    let known = names.join(", ");
     let without = "leave out the stages `reference` and `package`: nothing else needs text";
     let (message, help) = match pre.unwrap_or_default() {
         "" => {
@@ -216,16 +284,51 @@ pub fn unsupported(model: &str, pre: Option<&str>) -> Option<Problem> {
     Some(Problem::new(Code::TokenizerPre, message).help(help))
 }
 
+/// Whether every text begins with the BOS token.
+fn adds_bos(metadata: &Metadata) -> bool {
+    let by_default = || match metadata.model.as_str() {
+        SENTENCEPIECE => true,
+        _ => {
+            let pre = PreTokenizer::by_name(metadata.pre.as_deref().unwrap_or_default());
+            pre.is_some_and(|pre| pre.adds_bos)
+        }
+    };
+    metadata.add_bos_token.unwrap_or_else(by_default)
+}
+
 fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
-    let mut vocab = tokenizers::models::bpe::Vocab::default();
+    let mut tokenizer = match metadata.model.as_str() {
+        SENTENCEPIECE => sentencepiece::build(metadata)?,
+        _ => byte_level(metadata)?,
+    };
+    let mut added = vec![];
+    for token in special_tokens(metadata) {
+        let is_control = token.kind == CONTROL;
+        added.push(AddedToken::from(token.text, is_control).normalized(false));
+    }
+    tokenizer.add_special_tokens(added)?;
+    Ok(tokenizer)
+}
+
+/// The tokens by text.
+fn vocabulary(metadata: &Metadata) -> Vocab {
+    let mut vocab = Vocab::default();
     for (id, token) in (0..).zip(&metadata.tokens) {
         vocab.insert(token.clone(), id);
     }
+    vocab
+}
+
+fn byte_level(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let vocab = vocabulary(metadata);
     let mut merges = vec![];
     for merge in &metadata.merges {
-        let Some((left, right)) = merge.split_once(' ') else {
+        // The first character may be a space.
+        let first = merge.chars().next().map_or(0, char::len_utf8);
+        let Some(space) = merge[first..].find(' ') else {
             continue;
         };
+        let (left, right) = (&merge[..first + space], &merge[first + space + 1..]);
         // A merge of strings that are not tokens never applies. The crate would index past its
         // buffer on it.
         let is_token = |text: &str| vocab.contains_key(text);
@@ -233,17 +336,20 @@ fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
             merges.push((left.to_string(), right.to_string()));
         }
     }
-    let bpe = BPE::builder().vocab_and_merges(vocab, merges).build()?;
-    let mut tokenizer = tokenizers::Tokenizer::new(bpe);
-    let pre = metadata.pre.as_deref().unwrap_or_default();
-    tokenizer.with_pre_tokenizer(Some(pre_tokenizer(pre)?));
-    tokenizer.with_decoder(Some(ByteLevel::default()));
-    let mut added = vec![];
-    for token in special_tokens(metadata) {
-        let is_control = token.kind == CONTROL;
-        added.push(AddedToken::from(token.text, is_control).normalized(false));
+    let Some(pre) = PreTokenizer::by_name(metadata.pre.as_deref().unwrap_or_default()) else {
+        return Err("the pre-tokenizer is not known".into());
+    };
+    let bpe = BPE::builder().vocab_and_merges(vocab, merges);
+    let mut tokenizer = tokenizers::Tokenizer::new(bpe.ignore_merges(pre.whole_words).build()?);
+    let mut steps: Vec<PreTokenizerWrapper> = vec![];
+    for regex in pre.regexes {
+        let pattern = SplitPattern::Regex(regex.to_string());
+        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
+        steps.push(split.into());
     }
-    tokenizer.add_special_tokens(added)?;
+    steps.push(ByteLevel::new(false, false, false).into());
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
     Ok(tokenizer)
 }
 
@@ -283,23 +389,6 @@ fn stop_tokens(metadata: &Metadata) -> Vec<u32> {
         }
     }
     ids
-}
-
-fn pre_tokenizer(name: &str) -> tokenizers::Result<PreTokenizerWrapper> {
-    for (known, regexes) in PRE_TOKENIZERS {
-        if known != name {
-            continue;
-        }
-        let mut steps: Vec<PreTokenizerWrapper> = vec![];
-        for regex in regexes {
-            let pattern = SplitPattern::Regex(regex.to_string());
-            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
-            steps.push(split.into());
-        }
-        steps.push(ByteLevel::new(false, false, false).into());
-        return Ok(Sequence::new(steps).into());
-    }
-    Err("the pre-tokenizer is not known".into())
 }
 
 fn unusable(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Problem {
@@ -361,7 +450,7 @@ mod tests {
 
     #[test]
     fn the_json_form_encodes_the_same() {
-        for (pre, _) in PRE_TOKENIZERS {
+        for pre in PRE_TOKENIZERS.iter().flat_map(|known| known.names) {
             let tokenizer = Tokenizer::from_metadata(&metadata(pre)).unwrap();
             let json = tokenizer.to_json().unwrap();
             let copy = Tokenizer::from_json(json.as_bytes()).unwrap();
@@ -393,8 +482,8 @@ mod tests {
             assert!(message.contains(expected), "{message}");
             assert!(message.contains("qwen2"), "{message}");
         }
-        let llama = br#"{"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": []}"#;
-        assert_eq!(problem(llama).code, Code::TokenizerModel);
+        let other = br#"{"tokenizer.ggml.model": "rwkv", "tokenizer.ggml.tokens": []}"#;
+        assert_eq!(problem(other).code, Code::TokenizerModel);
     }
 
     #[test]

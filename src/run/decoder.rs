@@ -258,22 +258,27 @@ fn mask(width: usize, past: usize, cached: usize) -> Vec<f32> {
     mask
 }
 
-/// Cosines and sines of `position * base^(-2i / dims)`, `[width, dims / 2]`, from position `first`
-/// on.
+/// Cosines and sines of `position * base^(-2i / dims) / divisor_i` times the magnitude, `[width, dims
+/// / 2]`, from position `first` on.
 fn cosines_and_sines(rotary: &Rotary, first: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
     let Rotary {
         // The graph has the pairs of columns that rotate together.
         layout: _,
         dims,
         base,
+        // It is in the divisors.
+        scaling: _,
+        magnitude,
     } = rotary;
     let (base, columns) = (f64::from(*base), f64::from(*dims));
+    let magnitude = f64::from(magnitude.unwrap_or(1.0));
+    let divisors = rotary.divisors();
     let (mut cosines, mut sines) = (vec![], vec![]);
     for position in first..first + width {
-        for i in 0..dims / 2 {
-            let angle = position as f64 * base.powf(-2.0 * f64::from(i) / columns);
-            cosines.push(angle.cos() as f32);
-            sines.push(angle.sin() as f32);
+        for (i, divisor) in divisors.iter().enumerate() {
+            let angle = position as f64 * base.powf(-2.0 * i as f64 / columns) / divisor;
+            cosines.push((angle.cos() * magnitude) as f32);
+            sines.push((angle.sin() * magnitude) as f32);
         }
     }
     (cosines, sines)

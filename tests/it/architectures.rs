@@ -52,6 +52,31 @@ fn difference(found: &[f64], expected: &[f64]) -> f64 {
     worst / largest
 }
 
+/// Models with each scaling of RoPE.
+fn scaled() -> Vec<TinyGguf> {
+    let yarn = |keys: &[(&'static str, Field)]| {
+        let mut all: Vec<(&'static str, Field)> = vec![
+            ("rope.scaling.type", "yarn".into()),
+            ("rope.scaling.factor", 4.0.into()),
+        ];
+        all.extend(keys.iter().cloned());
+        TinyGguf::llama().keys(&all)
+    };
+    vec![
+        TinyGguf::llama().rope_divisors(&[1.0, 1.0, 1.25, 2.0, 4.0, 8.0, 8.0, 8.0]),
+        TinyGguf::llama().keys(&[
+            ("rope.scaling.type", "linear".into()),
+            ("rope.scaling.factor", 2.5.into()),
+        ]),
+        TinyGguf::llama().keys(&[("rope.scaling.attn_factor", 1.25.into())]),
+        yarn(&[("rope.scaling.original_context_length", 64.into())]),
+        yarn(&[
+            ("rope.scaling.original_context_length", 16.into()),
+            ("rope.scaling.attn_factor", 0.75.into()),
+        ]),
+    ]
+}
+
 /// Files that differ from [`TinyGguf::all`] in one part, and what they are.
 fn changed() -> Vec<(&'static str, GgufFile, GgufFile)> {
     let mut all = vec![];
@@ -71,6 +96,11 @@ fn changed() -> Vec<(&'static str, GgufFile, GgufFile)> {
     other.set("granite.rope.scaling.finetuned", Field::Bool(0));
     let file = TinyGguf::granite().matrices(Quant::F32).file();
     all.push(("granite without RoPE", file, other));
+    for model in scaled() {
+        let models = [TinyGguf::llama(), model];
+        let [file, other] = models.map(|model| model.matrices(Quant::F32).file());
+        all.push(("scaled RoPE", file, other));
+    }
     all
 }
 
@@ -78,6 +108,7 @@ fn changed() -> Vec<(&'static str, GgufFile, GgufFile)> {
 #[ignore = "needs Python packages"]
 fn the_reference_computes_the_logits_of_llama_cpp() {
     let mut models = TinyGguf::all();
+    models.extend(scaled());
     models.push(TinyGguf::llama().tied(false));
     models.push(TinyGguf::qwen2().tied(true).heads(4, 1));
     for model in models {
@@ -123,6 +154,9 @@ fn check_graphs(model: &TinyGguf, params: Value) {
 #[test]
 #[ignore = "needs ONNX Runtime"]
 fn graphs_compute_what_the_reference_computes() {
+    for model in scaled() {
+        check_graphs(&model, json!({}));
+    }
     for model in TinyGguf::all() {
         check_graphs(&model, json!({}));
         check_graphs(&model, json!({"residual_exponent": 3, "ffn_exponent": 2}));
@@ -132,7 +166,7 @@ fn graphs_compute_what_the_reference_computes() {
 
 #[test]
 fn an_exported_file_is_its_source() {
-    for model in TinyGguf::all() {
+    for model in [TinyGguf::all(), scaled()].concat() {
         let home = tempfile::tempdir().unwrap();
         let runner = StageRunner::new(home.path());
         let file = model.write();

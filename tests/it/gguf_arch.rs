@@ -88,7 +88,10 @@ fn unknown_architectures_are_rejected() {
         problem.message,
         r"architecture `mamba\u{7}` is not supported"
     );
-    assert_eq!(problem.help.unwrap(), "kiln supports llama and qwen2");
+    assert_eq!(
+        problem.help.unwrap(),
+        "kiln supports granite, llama, olmo2, qwen2, qwen3, smollm3"
+    );
     file.keys.clear();
     check_rejected(&file, &["metadata key `general.architecture` is missing"]);
 }
@@ -155,13 +158,13 @@ fn inconsistent_numbers_are_rejected() {
 fn unsupported_features_are_rejected() {
     check_key_rejected(
         "llama.rope.scaling.type",
-        "yarn",
-        "RoPE scaling yarn is not supported",
+        "dynamic",
+        "RoPE scaling dynamic is not supported",
     );
     check_key_rejected(
         "llama.rope.scaling.factor",
-        4.0,
-        "RoPE scaling (`rope.scaling.factor` 4) is not supported",
+        -4.0,
+        "the factor of RoPE's scaling is -4",
     );
     check_key_rejected("llama.attention.sliding_window", 4096, "a sliding window");
     check_key_rejected("llama.expert_count", 8, "a mixture of experts");
@@ -171,6 +174,18 @@ fn unsupported_features_are_rejected() {
         0.1,
         "an attention scale of its own",
     );
+}
+
+#[test]
+fn divisors_of_rotary_frequencies_are_positive_numbers() {
+    for (kind, bytes, expected) in [
+        (0, vec![0; 32], "numbers that are not above zero"),
+        (1, vec![0; 16], "has 8 numbers of type F16"),
+    ] {
+        let mut file = TinyGguf::llama().file();
+        file.tensor("rope_freqs.weight", &[8], kind, bytes);
+        check_rejected(&file, &[expected]);
+    }
 }
 
 #[test]
@@ -202,14 +217,15 @@ fn all_tensor_problems_are_reported_at_once() {
         .unwrap();
     up.dims.reverse();
     file.tensor("blk.0.attn_output.bias", &[64], 0, vec![0; 256]);
-    file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32]);
+    let ones = [1.0f32; 7].iter().flat_map(|one| one.to_le_bytes());
+    file.tensor("rope_freqs.weight", &[7], 0, ones.collect());
     check_rejected(
         &file,
         &[
             "`blk.1.attn_k.bias`: expected shape [32], not there",
             "`blk.0.ffn_up.weight`: expected shape [128, 64], found [64, 128]",
             "`blk.0.attn_output.bias`: no tensor of a `qwen2` model",
-            "`rope_freqs.weight`: RoPE with frequency factors is not supported",
+            "`rope_freqs.weight`: expected shape [8], found [7]",
         ],
     );
 }

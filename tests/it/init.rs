@@ -112,7 +112,7 @@ fn unsupported_models_are_rejected_before_writing() {
         1,
         &[
             "architecture `mamba` is not supported",
-            "kiln supports llama and qwen2",
+            "kiln supports granite, llama",
         ],
     );
     check_fails(
@@ -170,12 +170,12 @@ fn unusable_files_and_tokenizers_are_reported() {
         check_fails(folder, &["inspect", "pot.gguf"], 2, &[what]);
     }
     let mut file = TinyGguf::llama().file();
-    file.set("tokenizer.ggml.pre", "llama-bpe");
+    file.set("tokenizer.ggml.pre", "tekken");
     fs::write(folder.join("pot.gguf"), file.write()).unwrap();
     let out = stdout(folder, &["init", "file:pot.gguf"]);
     let help = [
         "`bundle` would fail",
-        "the pre-tokenizer `llama-bpe` is not known",
+        "the pre-tokenizer `tekken` is not known",
     ];
     check_fails(folder, &["check", "plans/pot.toml"], 1, &help);
     let mut no_tokenizer = TinyGguf::llama().file();
@@ -203,7 +203,7 @@ fn unusable_files_and_tokenizers_are_reported() {
     );
     assert!(
         out.contains(
-            "No stage can read or write its text: the pre-tokenizer `llama-bpe` is not known"
+            "No stage can read or write its text: the pre-tokenizer `tekken` is not known"
         ),
         "{out}"
     );

@@ -10,6 +10,8 @@ use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::{Random, TinyGguf, byte_characters};
 use crate::support::tools;
 use crate::support::workspace::Folder;
+use kiln::model::gguf::Gguf;
+use kiln::model::summary::Under;
 use kiln::model::tokenizer::Tokenizer;
 use serde_json::{Value as Json, json};
 
@@ -159,5 +161,32 @@ fn tokens_match_llama_cpp_and_hugging_face() {
             &texts,
         );
         println!("{pre}: {tokens} tokens of {} texts", texts.len());
+    }
+}
+
+#[test]
+#[ignore = "needs Python packages and the source of llama-cpp-python"]
+fn tokens_of_real_vocabularies_match() {
+    let root = tempfile::tempdir().unwrap();
+    for name in [
+        "gpt-2",
+        "llama-bpe",
+        "llama-spm",
+        "qwen2",
+        "qwen35",
+        "refact",
+        "starcoder",
+    ] {
+        let file = tools::vocabularies().join(format!("ggml-vocab-{name}.gguf"));
+        let bytes = std::fs::read(file).unwrap();
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let metadata = serde_json::to_value(Under(&gguf.metadata, "tokenizer.")).unwrap();
+        let mut texts = difficult_texts();
+        texts.push(include_str!("../../plans/data/eval.txt").into());
+        if name != "llama-spm" {
+            texts = without_unknown_bytes(texts, &metadata);
+        }
+        let tokens = check(root.path(), &bytes, &metadata, &texts);
+        println!("{name}: {tokens} tokens of {} texts", texts.len());
     }
 }

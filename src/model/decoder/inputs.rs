@@ -207,7 +207,10 @@ impl Shapes {
         let Rotary {
             layout: _,
             dims,
+            // The host computes the table from them.
             base: _,
+            scaling: _,
+            magnitude: _,
         } = rotary(spec)?;
         Ok(Shapes {
             tokens,

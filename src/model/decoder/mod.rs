@@ -11,6 +11,6 @@ pub mod tensors;
 
 pub use spec::{
     Activation, Attention, DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Norms, QkNorm,
-    RopeRows, Rotary, Window, not_supported, refuse_any,
+    RopeRows, RopeScaling, Rotary, Window, YARN_FAST, YARN_SLOW, not_supported,
 };
 pub use structure::{ModelFacts, Structure};

@@ -11,7 +11,7 @@
 //! A [`Layer`] describes where a layer differs. Graph and reference implement it independently, so
 //! that each checks the other.
 //!
-//! To add a part, add a field or a variant; scaling of RoPE would be a new field of [`Rotary`].
+//! To add a part, add a field or a variant.
 //! Every consumer destructures the structs field by field and matches every variant, so the
 //! compiler lists the places that must handle it. They may return [`not_supported`].
 
@@ -143,7 +143,8 @@ pub enum QkNorm {
 }
 
 /// Rotary embedding: the pair of columns i of a head is rotated by the angle
-/// `position * base^(-2 i / dims)`.
+/// `position * base^(-2 i / dims) / divisor_i`, where [`Rotary::divisors`] is 1 unless the
+/// frequencies are scaled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rotary {
@@ -153,6 +154,32 @@ pub struct Rotary {
     pub dims: u32,
     /// The base of the frequencies.
     pub base: f32,
+    /// How the frequencies are scaled.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub scaling: RopeScaling,
+    /// Cosines and sines are multiplied by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub magnitude: Option<f32>,
+}
+
+/// The scaling of the frequencies of RoPE, for contexts longer than those of the training.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RopeScaling {
+    /// None.
+    #[default]
+    None,
+    /// All are divided by this factor.
+    Linear(f32),
+    /// Frequency i is divided by number i; Llama 3.1 and later, tensor `rope_freqs.weight`.
+    Divided(Vec<f32>),
+    /// YaRN.
+    Yarn {
+        /// The factor of the lowest frequencies.
+        factor: f32,
+        /// The context that the model was trained for before, in tokens.
+        original_context: u32,
+    },
 }
 
 /// Which rows of a head rotate together.
@@ -249,14 +276,6 @@ pub fn not_supported(consumer: &str, part: impl fmt::Display) -> Problem {
     )
 }
 
-/// [`not_supported`] if the optional number `value` is set.
-pub fn refuse_any(consumer: &str, part: &str, value: Option<f32>) -> Result<()> {
-    match value {
-        None => Ok(()),
-        Some(number) => Err(not_supported(consumer, format!("{part} of {number}"))),
-    }
-}
-
 impl fmt::Display for Norms {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
@@ -295,6 +314,60 @@ impl fmt::Display for Activation {
     }
 }
 
+impl Rotary {
+    /// RoPE without scaling.
+    pub fn plain(layout: RopeRows, dims: u32, base: f32) -> Self {
+        Rotary {
+            layout,
+            dims,
+            base,
+            scaling: RopeScaling::None,
+            magnitude: None,
+        }
+    }
+
+    /// What the frequency of each pair of columns is divided by, `[dims / 2]`.
+    pub fn divisors(&self) -> Vec<f64> {
+        let pairs = self.dims as usize / 2;
+        match &self.scaling {
+            RopeScaling::None => vec![1.0; pairs],
+            RopeScaling::Linear(factor) => vec![f64::from(*factor); pairs],
+            RopeScaling::Divided(divisors) => divisors.iter().copied().map(f64::from).collect(),
+            RopeScaling::Yarn {
+                factor,
+                original_context,
+            } => self.yarn_divisors(f64::from(*factor), f64::from(*original_context)),
+        }
+    }
+
+    /// The divisors of YaRN: 1 for the pairs that turn at least [`YARN_FAST`] times in the original
+    /// context, `factor` for those that turn less than [`YARN_SLOW`] times, a mix between.
+    ///
+    /// Peng et al., *YaRN: Efficient Context Window Extension* (2023), section 3.2, with the limits
+    /// rounded as in llama.cpp (`ggml_rope_yarn_corr_dims`).
+    fn yarn_divisors(&self, factor: f64, original_context: f64) -> Vec<f64> {
+        let (dims, base) = (f64::from(self.dims), f64::from(self.base));
+        let pair_of = |turns: f64| {
+            let turn = original_context / (turns * std::f64::consts::TAU);
+            dims * turn.ln() / (2.0 * base.ln())
+        };
+        let first = pair_of(YARN_FAST).floor().max(0.0);
+        let last = pair_of(YARN_SLOW).ceil().min(dims - 1.0);
+        let mut divisors = vec![];
+        for i in 0..self.dims / 2 {
+            let ramp = (f64::from(i) - first) / (last - first).max(0.001);
+            let kept = 1.0 - ramp.clamp(0.0, 1.0);
+            divisors.push((kept + (1.0 - kept) / factor).recip());
+        }
+        divisors
+    }
+}
+
+/// Turns in the original context above which YaRN keeps a frequency.
+pub const YARN_FAST: f64 = 32.0;
+/// Turns below which it divides it.
+pub const YARN_SLOW: f64 = 1.0;
+
 pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -303,11 +376,7 @@ pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 impl DecoderSpec {
     /// A tiny plain decoder of two layers, for unit tests.
     pub(crate) fn tiny() -> Self {
-        let rotary = Rotary {
-            layout: RopeRows::HalfSplit,
-            dims: 4,
-            base: 10000.0,
-        };
+        let rotary = Rotary::plain(RopeRows::HalfSplit, 4, 10000.0);
         DecoderSpec {
             architecture: "tiny".into(),
             context_length: 64,
@@ -355,6 +424,13 @@ impl DecoderSpec {
         add("RoPE of 2 of 4 columns", |spec| {
             for layer in &mut spec.layers {
                 layer.attention.rotary.as_mut().unwrap().dims = 2;
+            }
+        });
+        add("scaled RoPE", |spec| {
+            for layer in &mut spec.layers {
+                let rotary = layer.attention.rotary.as_mut().unwrap();
+                rotary.scaling = RopeScaling::Divided(vec![1.0, 8.0]);
+                rotary.magnitude = Some(1.25);
             }
         });
         add("a sliding window of 5 tokens", |spec| {

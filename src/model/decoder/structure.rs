@@ -82,11 +82,7 @@ impl Structure {
 
 /// The plain decoder with the numbers of `facts`.
 fn plain(facts: &ModelFacts) -> DecoderSpec {
-    let rotary = Rotary {
-        layout: facts.rope_rows,
-        dims: facts.head_dim,
-        base: facts.rope_freq_base,
-    };
+    let rotary = Rotary::plain(facts.rope_rows, facts.head_dim, facts.rope_freq_base);
     DecoderSpec {
         architecture: facts.architecture.clone(),
         context_length: facts.context_length,
@@ -190,13 +186,20 @@ impl TryFrom<ModelFacts> for DecoderSpec {
             let Some(layer) = kinds.get(kind as usize) else {
                 return Err(invalid(format!("there is no layer of kind {kind}")));
             };
-            if let Some(Rotary { dims, .. }) = layer.attention.rotary
-                && (dims == 0 || !dims.is_multiple_of(2) || dims > spec.head_dim)
-            {
-                return Err(invalid(format!(
-                    "RoPE of {dims} of {} columns: their number must be even and at least 2",
-                    spec.head_dim
-                )));
+            if let Some(rotary) = &layer.attention.rotary {
+                let dims = rotary.dims;
+                if dims == 0 || !dims.is_multiple_of(2) || dims > spec.head_dim {
+                    return Err(invalid(format!(
+                        "RoPE of {dims} of {} columns: their number must be even and at least 2",
+                        spec.head_dim
+                    )));
+                }
+                let divisors = rotary.divisors().len();
+                if divisors != dims as usize / 2 {
+                    return Err(invalid(format!(
+                        "RoPE of {dims} columns has {divisors} divisors"
+                    )));
+                }
             }
             spec.layers[index] = layer.clone();
         }

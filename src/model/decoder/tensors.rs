@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::spec::{DecoderSpec, Layer, QkNorm, RopeRows};
+use super::spec::{DecoderSpec, Layer, QkNorm, RopeRows, RopeScaling, Rotary};
 use crate::model::weight::blob_owner;
 
 /// The role of a tensor in its decoder.
@@ -14,6 +14,8 @@ pub enum Role {
     FinalNorm,
     /// The matrix of the head.
     Head,
+    /// What the frequencies of RoPE are divided by. They are part of the [`DecoderSpec`].
+    RotaryDivisors,
     /// A tensor of the layer of this number.
     Layer(u32, LayerTensor),
 }
@@ -69,6 +71,7 @@ impl Role {
             Role::Embedding => "token_embd".into(),
             Role::FinalNorm => "output_norm".into(),
             Role::Head => "output".into(),
+            Role::RotaryDivisors => "rope_freqs".into(),
             Role::Layer(layer, tensor) => format!("blk.{layer}.{}", tensor.stem()),
         }
     }
@@ -119,6 +122,17 @@ pub fn tensors(spec: &DecoderSpec) -> Vec<TensorSpec> {
     list.add(Role::FinalNorm, &[hidden]);
     if !spec.head.tied {
         list.add(Role::Head, &[vocab, hidden]);
+    }
+    for layer in &spec.layers {
+        if let Some(Rotary {
+            scaling: RopeScaling::Divided(_),
+            dims,
+            ..
+        }) = &layer.attention.rotary
+        {
+            list.add(Role::RotaryDivisors, &[u64::from(*dims) / 2]);
+            break;
+        }
     }
     for (index, layer) in spec.layers.iter().enumerate() {
         list.add_layer(spec, index as u32, layer);

@@ -160,8 +160,10 @@ impl Decoder<'_> {
             // `requant` writes the rows of all files in half-split order.
             layout: _,
             dims,
-            // The host computes cosines and sines from it.
+            // The host computes cosines and sines from them.
             base: _,
+            scaling: _,
+            magnitude: _,
         } = rotary;
         if *dims != self.model.head_dim {
             let part = format!("RoPE of {dims} of {} columns", self.model.head_dim);

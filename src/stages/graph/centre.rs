@@ -33,11 +33,13 @@ const SLOW: f64 = 1.0;
 pub(super) const CENTRING: &str = "key centring";
 
 /// The shape and rotation of the keys of a layer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Keys {
     heads: usize,
     head_dim: usize,
     base: f64,
+    /// See [`Rotary::divisors`].
+    divisors: Vec<f64>,
 }
 
 impl Keys {
@@ -49,7 +51,15 @@ impl Keys {
             layout: _,
             dims,
             base,
+            // It is in the divisors.
+            scaling: _,
+            magnitude,
         } = rotary;
+        if let Some(magnitude) = magnitude {
+            // The graph computes `1 - cos` from the cosines that the host feeds.
+            let part = format!("RoPE whose cosines and sines are multiplied by {magnitude}");
+            return Err(not_supported(CENTRING, part).help("set `key_centre = \"none\"`"));
+        }
         if *dims != model.head_dim {
             let part = format!("RoPE of {dims} of {} columns", model.head_dim);
             return Err(not_supported(CENTRING, part));
@@ -58,12 +68,14 @@ impl Keys {
             heads: model.kv_heads as usize,
             head_dim: model.head_dim as usize,
             base: f64::from(*base),
+            divisors: rotary.divisors(),
         })
     }
 
-    /// The angle between two positions of column `i` of a head: `base^(-2 i / head_dim)`.
+    /// The angle between two positions of column `i` of a head: `base^(-2 i / head_dim)`, divided by
+    /// its divisor.
     fn frequency(&self, i: usize) -> f64 {
-        libm::pow(self.base, -2.0 * i as f64 / self.head_dim as f64)
+        libm::pow(self.base, -2.0 * i as f64 / self.head_dim as f64) / self.divisors[i]
     }
 
     /// Whether column `i` of a head rotates slowly enough to be split.
@@ -191,6 +203,7 @@ mod tests {
             heads: 1,
             head_dim: dim,
             base: 10000.0,
+            divisors: vec![1.0; dim / 2],
         }
     }
 

@@ -3,7 +3,7 @@
     both_tokenizers.py GGUF TOKENIZER TEXTS
 
 Prints a list of `[llama.cpp's ids, Hugging Face's ids]` for the texts in the JSON list TEXTS.
-llama.cpp reads the GGUF, `tokenizers` reads the file TOKENIZER. Special tokens in the texts are
+llama.cpp reads the vocabulary of the GGUF, `tokenizers` reads the file TOKENIZER. Special tokens in the texts are
 recognized, and none is added.
 """
 import ctypes as C
@@ -32,7 +32,10 @@ for name, result, arguments in [
 ]:
     getattr(llama, name).restype, getattr(llama, name).argtypes = result, arguments
 
-model = llama.llama_model_load_from_file(sys.argv[1].encode(), llama.llama_model_default_params())
+params = llama.llama_model_default_params()
+assert params.words[18] == 0x10000  # `vocab_only`, `check_tensors`, `use_extra_bufts`
+params.words[18] |= 1
+model = llama.llama_model_load_from_file(sys.argv[1].encode(), params)
 assert model, f"llama.cpp does not load {sys.argv[1]}"
 vocab = llama.llama_model_get_vocab(model)
 tokenizer = Tokenizer.from_file(sys.argv[2])

@@ -23,6 +23,10 @@ pub struct TinyGguf {
     bias: bool,
     large_biases: bool,
     tied: bool,
+    /// Further keys without the name of the architecture.
+    keys: Vec<(&'static str, Value)>,
+    /// The numbers of `rope_freqs.weight`.
+    rope_divisors: Vec<f32>,
     /// Whether `lpbq-32-shifted` can hold the matrices exactly.
     shifted: bool,
     seed: u64,
@@ -57,6 +61,8 @@ impl TinyGguf {
             bias: true,
             large_biases: false,
             tied: false,
+            keys: vec![],
+            rope_divisors: vec![],
             shifted: false,
             seed: 1,
         }
@@ -97,6 +103,18 @@ impl TinyGguf {
             layers: 4,
             ..TinyGguf::llama()
         }
+    }
+
+    /// This file with more keys and without their defaults.
+    pub fn keys(mut self, keys: &[(&'static str, Value)]) -> Self {
+        self.keys.extend(keys.iter().cloned());
+        self
+    }
+
+    /// Whether frequencies of RoPE are divided by `rope_freqs.weight`.
+    pub fn rope_divisors(mut self, divisors: &[f32]) -> Self {
+        self.rope_divisors = divisors.to_vec();
+        self
     }
 
     /// One model of each architecture.
@@ -201,6 +219,22 @@ impl TinyGguf {
             file.set(&arch("attention.scale"), 0.2);
             file.set(&arch("residual_scale"), 0.375);
             file.set(&arch("logit_scale"), 3.0);
+        }
+        for (key, value) in &self.keys {
+            file.set(&arch(key), value.clone());
+        }
+        if !self.rope_divisors.is_empty() {
+            let bytes = self
+                .rope_divisors
+                .iter()
+                .flat_map(|number| number.to_le_bytes());
+            let count = self.rope_divisors.len() as u64;
+            file.tensor(
+                "rope_freqs.weight",
+                &[count],
+                Quant::F32 as u32,
+                bytes.collect(),
+            );
         }
         file.set("tokenizer.ggml.model", "gpt2");
         file.set(

@@ -38,6 +38,31 @@ pub fn smollm2() -> PathBuf {
     fetched(url, sha256, false).into_values().next().unwrap()
 }
 
+/// A folder with the vocabularies of real models: `ggml-vocab-qwen2.gguf`, ...
+pub fn vocabularies() -> PathBuf {
+    let sha256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e";
+    let url = "https://files.pythonhosted.org/packages/ec/e9/\
+               e7de2b0463ea3ffbf0ede6cb21b58c1258a8f6521aae45ca773a59fe7cf3/\
+               llama_cpp_python-0.3.36.tar.gz";
+    let folder = home().join("tools").join(sha256);
+    if folder.exists() {
+        return folder;
+    }
+    let archive = fetched(url, sha256, false).into_values().next().unwrap();
+    let unpacked = tempfile::tempdir_in(home()).unwrap();
+    let mut tar = std::process::Command::new("tar");
+    tar.arg("xzf").arg(archive).arg("-C").arg(unpacked.path());
+    tar.args([
+        "--strip-components=4",
+        "--wildcards",
+        "*/models/ggml-vocab-*.gguf",
+    ]);
+    assert!(tar.status().unwrap().success());
+    std::fs::create_dir_all(home().join("tools")).unwrap();
+    std::fs::rename(unpacked.keep(), &folder).unwrap();
+    folder
+}
+
 /// A folder with the libraries of a wheel, by file name.
 fn unpacked(url: &str, sha256: &str) -> PathBuf {
     let folder = home().join("tools").join(sha256);

@@ -29,16 +29,11 @@ pub(super) fn check(gguf: &Gguf, spec: &DecoderSpec) -> Result<()> {
         }
     }
     for name in shapes.into_keys() {
-        errors.push(match name {
-            "rope_freqs.weight" => {
-                format!("`{name}`: RoPE with frequency factors is not supported")
-            }
-            _ => format!(
-                "{}: no tensor of a `{}` model that kiln can build",
-                quoted(name),
-                spec.architecture
-            ),
-        });
+        errors.push(format!(
+            "{}: no tensor of a `{}` model that kiln can build",
+            quoted(name),
+            spec.architecture
+        ));
     }
     refuse_all(
         Code::ModelTensors,

@@ -5,11 +5,16 @@ use std::collections::BTreeSet;
 use super::refuse_all;
 use crate::base::{Code, Result};
 use crate::model::decoder::tensors::Role;
-use crate::model::decoder::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, RopeRows, Rotary};
-use crate::model::gguf::{FromValue, Gguf, Uniform, Value};
+use crate::model::decoder::{
+    DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, RopeRows, RopeScaling, Rotary,
+};
+use crate::model::gguf::{ByteOrder, FromValue, Gguf, Uniform, Value};
 
 /// The default of llama.cpp for a file without the key.
 const DEFAULT_ROPE_FREQ_BASE: f32 = 10000.0;
+
+/// Most numbers in `rope_freqs.weight`: more than any head has pairs of columns.
+const MAX_DIVISORS: u64 = 1 << 12;
 
 /// The keys of one architecture. Errors are collected until [`Keys::finish`].
 pub(super) struct Keys<'a> {
@@ -53,6 +58,93 @@ impl<'a> Keys<'a> {
                 None
             }
         }
+    }
+
+    /// Reads the keys of RoPE's scaling, and the divisors in `rope_freqs.weight`. Without a type,
+    /// llama.cpp takes `linear`.
+    fn read_scaling(&mut self, rotary: &mut Rotary, context_length: u32) {
+        let kind: &str = self.optional("rope.scaling.type").unwrap_or("linear");
+        let old_factor = self.factor("rope.scale_linear");
+        let factor = self
+            .factor("rope.scaling.factor")
+            .or(old_factor)
+            .unwrap_or(1.0);
+        let original_context = self
+            .optional("rope.scaling.original_context_length")
+            .unwrap_or(context_length);
+        let magnitude = self.factor("rope.scaling.attn_factor").unwrap_or(1.0);
+        self.check(factor > 0.0, || {
+            format!("the factor of RoPE's scaling is {factor}")
+        });
+        let divisors = self.rope_divisors();
+        self.check(
+            divisors.is_none() || matches!(kind, "none" | "linear"),
+            || {
+                format!(
+                    "`rope_freqs.weight` with RoPE scaling {} is not supported",
+                    Value::Str(kind)
+                )
+            },
+        );
+        rotary.scaling = match (kind, divisors) {
+            ("none", None) => RopeScaling::None,
+            ("linear", None) if factor == 1.0 => RopeScaling::None,
+            ("linear", None) => RopeScaling::Linear(factor),
+            ("none", Some(divisors)) => RopeScaling::Divided(divisors),
+            ("linear", Some(divisors)) => RopeScaling::Divided(
+                divisors
+                    .into_iter()
+                    .map(|divisor| divisor * factor)
+                    .collect(),
+            ),
+            ("yarn", _) => RopeScaling::Yarn {
+                factor,
+                original_context,
+            },
+            _ => {
+                self.errors.push(format!(
+                    "RoPE scaling {} is not supported",
+                    Value::Str(kind)
+                ));
+                RopeScaling::None
+            }
+        };
+        let magnitude = match rotary.scaling {
+            RopeScaling::Yarn { .. } => magnitude * (1.0 + 0.1 * factor.ln()),
+            _ => magnitude,
+        };
+        rotary.magnitude = (magnitude != 1.0).then_some(magnitude);
+    }
+
+    /// The numbers of `rope_freqs.weight`, if the file has it; ones if only its header is known.
+    /// `check.rs` checks how many there are.
+    fn rope_divisors(&mut self) -> Option<Vec<f32>> {
+        let name = Role::RotaryDivisors.weight();
+        let gguf = self.gguf;
+        let tensor = gguf.tensors.iter().find(|tensor| tensor.name == name)?;
+        let is_valid = tensor.ggml.name == "F32" && tensor.values() <= MAX_DIVISORS;
+        self.check(is_valid, || {
+            let (count, kind) = (tensor.values(), tensor.ggml.name);
+            format!("`{name}` has {count} numbers of type {kind}")
+        });
+        let numbers = gguf.data(tensor).as_chunks().0;
+        if !is_valid || numbers.is_empty() {
+            return Some(vec![1.0; tensor.values().min(MAX_DIVISORS) as usize]);
+        }
+        let mut divisors = vec![];
+        for bytes in numbers {
+            divisors.push(match gguf.order {
+                ByteOrder::Little => f32::from_le_bytes(*bytes),
+                ByteOrder::Big => f32::from_be_bytes(*bytes),
+            });
+        }
+        let are_positive = divisors
+            .iter()
+            .all(|divisor| divisor.is_finite() && *divisor > 0.0);
+        self.check(are_positive, || {
+            format!("`{name}` has numbers that are not above zero")
+        });
+        Some(divisors)
     }
 
     /// A factor of the computation: the value of `key`; `None` if it is 0 or missing.
@@ -105,11 +197,8 @@ impl<'a> Keys<'a> {
             !is_valid || key_length.is_some() || hidden.is_multiple_of(heads),
             || format!("hidden {hidden} is no multiple of {heads} heads"),
         );
-        let rotary = Rotary {
-            layout,
-            dims: head_dim,
-            base,
-        };
+        let mut rotary = Rotary::plain(layout, head_dim, base);
+        self.read_scaling(&mut rotary, context_length);
         DecoderSpec {
             architecture: self.prefix.into(),
             context_length,
@@ -226,16 +315,6 @@ impl<'a> Keys<'a> {
 
     /// Keys that would change the computation.
     fn check_unread(&mut self, spec: &DecoderSpec) {
-        let scaling: &str = self.unread("rope.scaling.type").unwrap_or("none");
-        self.check(scaling == "none", || {
-            format!("RoPE scaling {} is not supported", Value::Str(scaling))
-        });
-        for key in ["rope.scaling.factor", "rope.scale_linear"] {
-            let factor = self.unread::<f32>(key).unwrap_or(1.0);
-            self.check(factor == 1.0 || factor == 0.0, || {
-                format!("RoPE scaling (`{key}` {factor}) is not supported")
-            });
-        }
         for (key, what) in [
             ("attention.sliding_window", "a sliding window"),
             ("expert_count", "a mixture of experts"),

@@ -37,6 +37,55 @@ static ARCHITECTURES: &[&Architecture] = &[
     &smollm3::SMOLLM3,
 ];
 
+/// Architectures that people ask for and kiln cannot build, and why.
+static REFUSED: &[(&[&str], &str)] = &[
+    (
+        &[
+            "deepseek2",
+            "ernie4_5-moe",
+            "gpt-oss",
+            "granitemoe",
+            "lfm2moe",
+            "llama4",
+            "qwen2moe",
+            "qwen3moe",
+        ],
+        "it is a mixture of experts: a graph for the NPU would have to compute all experts of \
+         every token",
+    ),
+    (
+        &[
+            "falcon-h1",
+            "granitehybrid",
+            "lfm2",
+            "mamba",
+            "mamba2",
+            "qwen35",
+            "qwen3next",
+            "rwkv7",
+        ],
+        "it has layers with a state of their own (convolutions, linear attention), for which \
+         neither kiln nor Genie's caches have a place",
+    ),
+    (
+        &["gemma3n", "gemma4"],
+        "it has embeddings for each layer, and layers that share their keys and values",
+    ),
+    (
+        &["gemma", "gemma2", "gemma3"],
+        "kiln cannot yet build graphs with its windows of attention and its two rotary embeddings",
+    ),
+    (&["phi3"], "kiln cannot yet cut its fused matrices"),
+    (
+        &["mistral3"],
+        "its queries are multiplied by a factor that depends on their position",
+    ),
+    (
+        &["qwen2vl", "qwen3vl"],
+        "its rotary embedding has three axes: it is for images, too",
+    ),
+];
+
 /// The facts of the model in `gguf`. Its keys, tensors and vocabulary are checked.
 pub fn model_facts(gguf: &Gguf) -> Result<ModelFacts> {
     decoder(gguf, ARCHITECTURES).map(ModelFacts::from)
@@ -71,11 +120,15 @@ fn find_architecture(
         }
         names.push(architecture.name);
     }
-    Err(Problem::new(
-        Code::ModelArchitecture,
-        format!("architecture {} is not supported", quoted(name)),
-    )
-    .help(format!("kiln supports {}", names.join(", "))))
+    let mut message = format!("architecture {} is not supported", quoted(name));
+    for (refused, why) in REFUSED {
+        if refused.contains(&name) {
+            message.push_str(": ");
+            message.push_str(why);
+        }
+    }
+    Err(Problem::new(Code::ModelArchitecture, message)
+        .help(format!("kiln supports {}", names.join(", "))))
 }
 
 /// Most lines of a list in a message.
