@@ -72,11 +72,11 @@ fn unsupported_architectures_are_described() {
 #[test]
 fn unsupported_tokenizers_are_reported() {
     let mut file: GgufFile = TinyGguf::llama().file();
-    file.set("tokenizer.ggml.pre", "llama-bpe");
+    file.set("tokenizer.ggml.pre", "tekken");
     let (text, _) = inspect(&file.write(), &[], 0);
     assert!(
         text.contains(
-            "no stage can read or write its text: the pre-tokenizer `llama-bpe` is not known"
+            "no stage can read or write its text: the pre-tokenizer `tekken` is not known"
         ),
         "{text}"
     );

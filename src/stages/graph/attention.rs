@@ -99,7 +99,6 @@ impl Decoder<'_> {
         let v = self.projection(role(LayerTensor::Value), &x, exponent);
         let [q_norm, k_norm] = [LayerTensor::QueryNorm, LayerTensor::KeyNorm].map(role);
         let q = self.heads(&name("query.split"), &q, heads, *qk_norm, q_norm);
-        let k = self.heads(&name("key.split"), &k, kv_heads, *qk_norm, k_norm);
 
         let g = &mut self.graph;
         let q = match rotary {
@@ -109,6 +108,8 @@ impl Decoder<'_> {
         let scale = g.scalar(&scale_name, scale);
         let q = g.elementwise("Mul", &name("query.scaled"), &q, &scale);
 
+        let k = self.heads(&name("key.split"), &k, kv_heads, *qk_norm, k_norm);
+        let g = &mut self.graph;
         let k = match (rotary, self.centres.get(&layer), &shared.rotation) {
             (None, ..) => g.reshape(&name("key"), &k, &[1, tokens, kv_heads, width]),
             (Some(_), Some(centre), Some(rotation)) => {
