@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::ser::{Serialize, Serializer};
 
-use super::decoder::{ModelFacts, RopeRows};
+use super::decoder::{DecoderSpec, ModelFacts, RopeRows};
 use super::gguf::{ByteOrder, Gguf, Metadata, Value};
 use crate::base;
 
@@ -106,6 +106,11 @@ fn write_model(f: &mut fmt::Formatter<'_>, model: &ModelFacts) -> fmt::Result {
     writeln!(f, "\nmodel")?;
     for (name, value) in lines {
         writeln!(f, "  {name:<14}{value}")?;
+    }
+    if let Ok(spec) = DecoderSpec::try_from(model.clone()) {
+        for difference in spec.differences() {
+            writeln!(f, "  {:<14}{difference}", "in addition")?;
+        }
     }
     Ok(())
 }

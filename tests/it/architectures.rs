@@ -165,6 +165,39 @@ fn graphs_compute_what_the_reference_computes() {
 }
 
 #[test]
+fn the_summary_names_what_differs() {
+    let mut found = vec![];
+    for model in [TinyGguf::all(), scaled()].concat() {
+        let home = tempfile::tempdir().unwrap();
+        let runner = StageRunner::new(home.path());
+        let description = runner.inspect(&model.write());
+        let summary = runner.text(&description, "summary.txt");
+        let lines = summary
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("in addition"));
+        found.extend(lines.map(|line| line.trim().to_string()));
+    }
+    assert_eq!(
+        found,
+        [
+            "the embedding times 12",
+            "scores times 0.2",
+            "branches times 0.375",
+            "logits times 0.33333334",
+            "RMSNorm after each branch instead of before",
+            "RMSNorm of queries and keys over all heads",
+            "RMSNorm of each head of queries and keys",
+            "no RoPE in 1 of 4 layers",
+            "RoPE with frequencies divided by `rope_freqs.weight`, up to 8",
+            "RoPE with frequencies divided by 2.5",
+            "RoPE, cosines and sines times 1.25",
+            "RoPE with YaRN: factor 4 for contexts of 64, cosines and sines times 1.1386294",
+            "RoPE with YaRN: factor 4 for contexts of 16, cosines and sines times 0.8539721",
+        ]
+    );
+}
+
+#[test]
 fn an_exported_file_is_its_source() {
     for model in [TinyGguf::all(), scaled()].concat() {
         let home = tempfile::tempdir().unwrap();

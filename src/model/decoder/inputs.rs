@@ -14,8 +14,9 @@
 //! `past_key_N_out` and `past_value_N_out` are the keys and values of the T tokens, `logits` the
 //! scores of the next token after each of them.
 
+use super::rotary::Rotary;
 use super::shards::{EMBEDDINGS, Shard};
-use super::spec::{Attention, DecoderSpec, Rotary, Window, not_supported};
+use super::spec::{Attention, DecoderSpec, Window, not_supported};
 use crate::base::Result;
 
 /// The logits after each token: the output of the last graph.

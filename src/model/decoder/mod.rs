@@ -4,13 +4,15 @@
 
 pub mod arch;
 pub mod inputs;
+mod rotary;
 pub mod shards;
 mod spec;
 mod structure;
 pub mod tensors;
 
+pub use rotary::{RopeRows, RopeScaling, Rotary};
 pub use spec::{
-    Activation, Attention, DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Norms, QkNorm,
-    RopeRows, RopeScaling, Rotary, Window, YARN_FAST, YARN_SLOW, not_supported,
+    Activation, Attention, DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Norms, QkNorm, Window,
+    not_supported,
 };
 pub use structure::{ModelFacts, Structure};

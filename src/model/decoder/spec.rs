@@ -19,6 +19,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::rotary::Rotary;
 use crate::base::{Code, Problem, Result};
 
 /// Most layers, as in llama.cpp (`LLAMA_MAX_LAYERS`).
@@ -142,56 +143,6 @@ pub enum QkNorm {
     WholeRow,
 }
 
-/// Rotary embedding: the pair of columns i of a head is rotated by the angle
-/// `position * base^(-2 i / dims) / divisor_i`, where [`Rotary::divisors`] is 1 unless the
-/// frequencies are scaled.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Rotary {
-    /// The order of the rows of `attn_q` and `attn_k` in the file.
-    pub layout: RopeRows,
-    /// The number of columns of a head that are rotated, from the first.
-    pub dims: u32,
-    /// The base of the frequencies.
-    pub base: f32,
-    /// How the frequencies are scaled.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub scaling: RopeScaling,
-    /// Cosines and sines are multiplied by it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub magnitude: Option<f32>,
-}
-
-/// The scaling of the frequencies of RoPE, for contexts longer than those of the training.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RopeScaling {
-    /// None.
-    #[default]
-    None,
-    /// All are divided by this factor.
-    Linear(f32),
-    /// Frequency i is divided by number i; Llama 3.1 and later, tensor `rope_freqs.weight`.
-    Divided(Vec<f32>),
-    /// YaRN.
-    Yarn {
-        /// The factor of the lowest frequencies.
-        factor: f32,
-        /// The context that the model was trained for before, in tokens.
-        original_context: u32,
-    },
-}
-
-/// Which rows of a head rotate together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RopeRows {
-    /// Rows 2i and 2i+1 (GGUF files of `llama`).
-    Interleaved,
-    /// Rows i and i + head_dim/2 (NeoX: `qwen2`, Hugging Face).
-    HalfSplit,
-}
-
 /// The tokens that a token attends to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -231,6 +182,36 @@ impl DecoderSpec {
         }
     }
 
+    /// Where it differs from a plain decoder, in words.
+    pub fn differences(&self) -> Vec<String> {
+        let mut found: Vec<(String, usize)> = vec![];
+        for part in self.layers.iter().flat_map(Layer::differences) {
+            match found.iter_mut().find(|(known, _)| *known == part) {
+                Some((_, count)) => *count += 1,
+                None => found.push((part, 1)),
+            }
+        }
+        let mut texts = vec![];
+        if let Some(scale) = self.embedding.scale {
+            texts.push(format!("the embedding times {scale}"));
+        }
+        for (part, count) in found {
+            let all = self.layers.len();
+            if count == all {
+                texts.push(part);
+            } else {
+                texts.push(format!("{part} in {count} of {all} layers"));
+            }
+        }
+        if let Some(scale) = self.head.scale {
+            texts.push(format!("logits times {scale}"));
+        }
+        if let Some(cap) = self.head.soft_cap {
+            texts.push(format!("logits capped at {cap}"));
+        }
+        texts
+    }
+
     /// Whether any layer has biases on q, k and v.
     pub fn has_qkv_bias(&self) -> bool {
         self.layers.iter().any(|layer| layer.attention.qkv_bias)
@@ -250,6 +231,51 @@ impl Norms {
 }
 
 impl Layer {
+    /// Where it differs from a plain layer, in words. Biases are not among them.
+    fn differences(&self) -> Vec<String> {
+        let Layer {
+            norms,
+            attention,
+            activation,
+            residual_scale,
+        } = self;
+        let Attention {
+            qkv_bias: _,
+            qk_norm,
+            rotary,
+            window,
+            score_scale,
+            score_cap,
+        } = attention;
+        let mut texts = vec![];
+        if *norms != Norms::default() {
+            texts.push(norms.to_string());
+        }
+        if *qk_norm != QkNorm::default() {
+            texts.push(qk_norm.to_string());
+        }
+        match rotary {
+            None => texts.push("no RoPE".into()),
+            Some(rotary) => texts.extend(rotary.scaling_in_words()),
+        }
+        if *window != Window::default() {
+            texts.push(window.to_string());
+        }
+        if *activation != Activation::default() {
+            texts.push(activation.to_string());
+        }
+        for (what, number) in [
+            ("scores times", score_scale),
+            ("scores capped at", score_cap),
+            ("branches times", residual_scale),
+        ] {
+            if let Some(number) = number {
+                texts.push(format!("{what} {number}"));
+            }
+        }
+        texts
+    }
+
     /// The plain layer.
     pub fn plain(rotary: Rotary, qkv_bias: bool) -> Self {
         Layer {
@@ -314,60 +340,6 @@ impl fmt::Display for Activation {
     }
 }
 
-impl Rotary {
-    /// RoPE without scaling.
-    pub fn plain(layout: RopeRows, dims: u32, base: f32) -> Self {
-        Rotary {
-            layout,
-            dims,
-            base,
-            scaling: RopeScaling::None,
-            magnitude: None,
-        }
-    }
-
-    /// What the frequency of each pair of columns is divided by, `[dims / 2]`.
-    pub fn divisors(&self) -> Vec<f64> {
-        let pairs = self.dims as usize / 2;
-        match &self.scaling {
-            RopeScaling::None => vec![1.0; pairs],
-            RopeScaling::Linear(factor) => vec![f64::from(*factor); pairs],
-            RopeScaling::Divided(divisors) => divisors.iter().copied().map(f64::from).collect(),
-            RopeScaling::Yarn {
-                factor,
-                original_context,
-            } => self.yarn_divisors(f64::from(*factor), f64::from(*original_context)),
-        }
-    }
-
-    /// The divisors of YaRN: 1 for the pairs that turn at least [`YARN_FAST`] times in the original
-    /// context, `factor` for those that turn less than [`YARN_SLOW`] times, a mix between.
-    ///
-    /// Peng et al., *YaRN: Efficient Context Window Extension* (2023), section 3.2, with the limits
-    /// rounded as in llama.cpp (`ggml_rope_yarn_corr_dims`).
-    fn yarn_divisors(&self, factor: f64, original_context: f64) -> Vec<f64> {
-        let (dims, base) = (f64::from(self.dims), f64::from(self.base));
-        let pair_of = |turns: f64| {
-            let turn = original_context / (turns * std::f64::consts::TAU);
-            dims * turn.ln() / (2.0 * base.ln())
-        };
-        let first = pair_of(YARN_FAST).floor().max(0.0);
-        let last = pair_of(YARN_SLOW).ceil().min(dims - 1.0);
-        let mut divisors = vec![];
-        for i in 0..self.dims / 2 {
-            let ramp = (f64::from(i) - first) / (last - first).max(0.001);
-            let kept = 1.0 - ramp.clamp(0.0, 1.0);
-            divisors.push((kept + (1.0 - kept) / factor).recip());
-        }
-        divisors
-    }
-}
-
-/// Turns in the original context above which YaRN keeps a frequency.
-pub const YARN_FAST: f64 = 32.0;
-/// Turns below which it divides it.
-pub const YARN_SLOW: f64 = 1.0;
-
 pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -376,7 +348,7 @@ pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 impl DecoderSpec {
     /// A tiny plain decoder of two layers, for unit tests.
     pub(crate) fn tiny() -> Self {
-        let rotary = Rotary::plain(RopeRows::HalfSplit, 4, 10000.0);
+        let rotary = Rotary::plain(super::RopeRows::HalfSplit, 4, 10000.0);
         DecoderSpec {
             architecture: "tiny".into(),
             context_length: 64,
@@ -429,7 +401,7 @@ impl DecoderSpec {
         add("scaled RoPE", |spec| {
             for layer in &mut spec.layers {
                 let rotary = layer.attention.rotary.as_mut().unwrap();
-                rotary.scaling = RopeScaling::Divided(vec![1.0, 8.0]);
+                rotary.scaling = super::RopeScaling::Divided(vec![1.0, 8.0]);
                 rotary.magnitude = Some(1.25);
             }
         });

@@ -4,7 +4,8 @@
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::spec::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, RopeRows, Rotary, is_default};
+use super::rotary::{RopeRows, Rotary};
+use super::spec::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, is_default};
 use crate::base::{Code, Problem, Result};
 
 /// A decoder-only transformer as facts. Code uses it as a [`DecoderSpec`].

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::spec::{DecoderSpec, Layer, QkNorm, RopeRows, RopeScaling, Rotary};
+use super::rotary::{RopeRows, RopeScaling, Rotary};
+use super::spec::{DecoderSpec, Layer, QkNorm};
 use crate::model::weight::blob_owner;
 
 /// The role of a tensor in its decoder.
