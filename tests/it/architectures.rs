@@ -80,6 +80,7 @@ fn scaled() -> Vec<TinyGguf> {
 /// Files that differ from [`TinyGguf::all`] in one part, and what they are.
 fn changed() -> Vec<(&'static str, GgufFile, GgufFile)> {
     let mut all = vec![];
+    let file = TinyGguf::granite().matrices(Quant::F32).file();
     for (key, value) in [
         ("granite.embedding_scale", 12.5),
         ("granite.attention.scale", 0.25),
@@ -87,14 +88,12 @@ fn changed() -> Vec<(&'static str, GgufFile, GgufFile)> {
         ("granite.logit_scale", 4.0),
         ("granite.attention.layer_norm_rms_epsilon", 0.1),
     ] {
-        let file = TinyGguf::granite().matrices(Quant::F32).file();
-        let mut other = TinyGguf::granite().matrices(Quant::F32).file();
+        let mut other = file.clone();
         other.set(key, value);
-        all.push((key, file, other));
+        all.push((key, file.clone(), other));
     }
-    let mut other = TinyGguf::granite().matrices(Quant::F32).file();
+    let mut other = file.clone();
     other.set("granite.rope.scaling.finetuned", Field::Bool(0));
-    let file = TinyGguf::granite().matrices(Quant::F32).file();
     all.push(("granite without RoPE", file, other));
     for model in scaled() {
         let models = [TinyGguf::llama(), model];

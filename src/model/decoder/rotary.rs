@@ -22,7 +22,7 @@ pub struct Rotary {
     /// How the frequencies are scaled.
     #[serde(default, skip_serializing_if = "RopeScaling::is_none")]
     pub scaling: RopeScaling,
-    /// Cosines and sines are multiplied by it.
+    /// Cosines and sines are multiplied by it: the file's factor and that of the scaling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub magnitude: Option<f32>,
 }
@@ -58,6 +58,14 @@ pub enum RopeRows {
 }
 
 impl RopeScaling {
+    /// The factor of cosines and sines that belongs to the scaling: in YaRN, section 3.4.
+    pub fn magnitude(&self) -> f32 {
+        match self {
+            RopeScaling::Yarn { factor, .. } => 1.0 + 0.1 * factor.ln(),
+            RopeScaling::None | RopeScaling::Linear(_) | RopeScaling::Divided(_) => 1.0,
+        }
+    }
+
     fn is_none(&self) -> bool {
         *self == RopeScaling::None
     }

@@ -5,7 +5,7 @@
 //!
 //! Scores are computed in pieces, `blk.3.scores.0` and so on, so that what one piece needs stays in
 //! VTCM: for several tokens by query head, for one token by key head, with its query heads as rows.
-//! The prefill of two layers takes 3.0 ms instead of 5.5, and nothing spills (docs/speed.md).
+//! The prefill of two layers takes 3.1 ms instead of 5.5, and nothing spills (docs/speed.md).
 
 use super::centre::KeyCentre;
 use super::decoder::{Branch, Decoder, GRAPH, HostValues};

@@ -247,19 +247,17 @@ impl Decoder<'_> {
             soft_cap,
         } = self.model.head;
         let matrix = if tied { Role::Embedding } else { Role::Head };
-        let name = |is_last: bool, what: &str| {
-            if is_last {
-                LOGITS.to_string()
-            } else {
-                format!("{LOGITS}.{what}")
-            }
+        let scaled = match soft_cap {
+            Some(_) => "logits.uncapped",
+            None => LOGITS,
         };
-        let is_plain = scale.is_none() && soft_cap.is_none();
-        let mut logits = self.linear(&name(is_plain, "unscaled"), matrix, normal, 0);
-        if let Some(scale) = scale {
-            let name = name(soft_cap.is_none(), "uncapped");
-            logits = self.graph.scaled(&name, &logits, scale);
-        }
+        let logits = match scale {
+            Some(scale) => {
+                let logits = self.linear("logits.unscaled", matrix, normal, 0);
+                self.graph.scaled(scaled, &logits, scale)
+            }
+            None => self.linear(scaled, matrix, normal, 0),
+        };
         match soft_cap {
             Some(cap) => {
                 let names = ["logits.share", "logits.tanh", LOGITS];

@@ -3,7 +3,6 @@
 
 use super::Architecture;
 use super::keys::Keys;
-use super::llama::has_qkv_bias;
 use crate::model::decoder::{DecoderSpec, RopeRows};
 
 /// The architecture `granite`.
@@ -13,7 +12,7 @@ pub(super) static GRANITE: Architecture = Architecture {
 };
 
 fn decoder(keys: &mut Keys) -> DecoderSpec {
-    let has_bias = has_qkv_bias(keys);
+    let has_bias = keys.has_qkv_bias();
     let mut spec = keys.plain(RopeRows::Interleaved, has_bias);
     spec.embedding.scale = keys.factor("embedding_scale");
     // The logits are divided by it.

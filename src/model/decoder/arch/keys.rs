@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::refuse_all;
 use crate::base::{Code, Result};
-use crate::model::decoder::tensors::Role;
+use crate::model::decoder::tensors::{LayerTensor, Role};
 use crate::model::decoder::{
     DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, RopeRows, RopeScaling, Rotary,
 };
@@ -109,10 +109,7 @@ impl<'a> Keys<'a> {
                 RopeScaling::None
             }
         };
-        let magnitude = match rotary.scaling {
-            RopeScaling::Yarn { .. } => magnitude * (1.0 + 0.1 * factor.ln()),
-            _ => magnitude,
-        };
+        let magnitude = magnitude * rotary.scaling.magnitude();
         rotary.magnitude = (magnitude != 1.0).then_some(magnitude);
     }
 
@@ -163,8 +160,13 @@ impl<'a> Keys<'a> {
         Some(factor)
     }
 
+    /// Whether the file has biases on q, k and v. Many architectures allow them.
+    pub(super) fn has_qkv_bias(&self) -> bool {
+        self.has_tensor(&Role::Layer(0, LayerTensor::Query).bias())
+    }
+
     /// Whether the file has the tensor `name`.
-    pub(super) fn has_tensor(&self, name: &str) -> bool {
+    fn has_tensor(&self, name: &str) -> bool {
         self.rows(name) > 0
     }
 

@@ -4,7 +4,6 @@
 
 use super::Architecture;
 use super::keys::Keys;
-use crate::model::decoder::tensors::{LayerTensor, Role};
 use crate::model::decoder::{DecoderSpec, RopeRows};
 
 /// The architecture `llama`.
@@ -14,11 +13,6 @@ pub(super) static LLAMA: Architecture = Architecture {
 };
 
 fn decoder(keys: &mut Keys) -> DecoderSpec {
-    let has_bias = has_qkv_bias(keys);
+    let has_bias = keys.has_qkv_bias();
     keys.plain(RopeRows::Interleaved, has_bias)
-}
-
-/// Whether the file has biases on q, k and v. Many architectures allow them.
-pub(super) fn has_qkv_bias(keys: &Keys) -> bool {
-    keys.has_tensor(&Role::Layer(0, LayerTensor::Query).bias())
 }

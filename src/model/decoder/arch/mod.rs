@@ -73,7 +73,7 @@ static REFUSED: &[(&[&str], &str)] = &[
     ),
     (
         &["gemma", "gemma2", "gemma3"],
-        "kiln cannot yet build graphs with its windows of attention and its two rotary embeddings",
+        "kiln does not read its files yet",
     ),
     (&["phi3"], "kiln cannot yet cut its fused matrices"),
     (

@@ -3,7 +3,6 @@
 
 use super::Architecture;
 use super::keys::Keys;
-use super::llama::has_qkv_bias;
 use crate::model::decoder::{DecoderSpec, QkNorm, RopeRows};
 
 /// The architecture `qwen3`.
@@ -13,7 +12,7 @@ pub(super) static QWEN3: Architecture = Architecture {
 };
 
 fn decoder(keys: &mut Keys) -> DecoderSpec {
-    let has_bias = has_qkv_bias(keys);
+    let has_bias = keys.has_qkv_bias();
     let mut spec = keys.plain(RopeRows::HalfSplit, has_bias);
     for layer in &mut spec.layers {
         layer.attention.qk_norm = QkNorm::PerHead;

@@ -3,7 +3,6 @@
 
 use super::Architecture;
 use super::keys::Keys;
-use super::llama::has_qkv_bias;
 use crate::model::decoder::{DecoderSpec, RopeRows};
 
 /// The architecture `smollm3`.
@@ -16,7 +15,7 @@ pub(super) static SMOLLM3: Architecture = Architecture {
 const PERIOD: usize = 4;
 
 fn decoder(keys: &mut Keys) -> DecoderSpec {
-    let has_bias = has_qkv_bias(keys);
+    let has_bias = keys.has_qkv_bias();
     let mut spec = keys.plain(RopeRows::Interleaved, has_bias);
     for (index, layer) in spec.layers.iter_mut().enumerate() {
         if (index + 1).is_multiple_of(PERIOD) {
