@@ -9,6 +9,7 @@ pub mod onnx;
 pub mod quant;
 pub mod quant_report;
 pub mod reference;
+pub mod rotation;
 pub mod summary;
 pub mod tokenizer;
 pub mod weight;

@@ -67,15 +67,18 @@ struct Rotation {
 }
 
 impl LayerForm {
-    fn of(layer: &Layer, spec: &DecoderSpec) -> Self {
+    fn of(layer: &Layer, spec: &DecoderSpec, context: u32) -> Self {
         let Layer {
             norms,
             attention,
             activation,
+            // `inspect` cuts it.
+            fused_gate_up: _,
             residual_scale,
         } = layer;
         let Attention {
             qkv_bias,
+            fused_qkv: _,
             qk_norm,
             rotary,
             window,
@@ -86,7 +89,7 @@ impl LayerForm {
             norms: *norms,
             qkv_bias: *qkv_bias,
             qk_norm: *qk_norm,
-            rotation: rotary.as_ref().map(Rotation::of),
+            rotation: rotary.as_ref().map(|rotary| Rotation::of(rotary, context)),
             window: match window {
                 Window::Full => usize::MAX,
                 Window::Sliding(tokens) => *tokens as usize,
@@ -117,7 +120,7 @@ impl LayerForm {
 }
 
 impl Rotation {
-    fn of(rotary: &Rotary) -> Self {
+    fn of(rotary: &Rotary, context: u32) -> Self {
         let Rotary {
             layout,
             dims,
@@ -128,7 +131,7 @@ impl Rotation {
         } = rotary;
         let (base, columns) = (f64::from(*base), f64::from(*dims));
         let mut frequencies = vec![];
-        for (i, divisor) in rotary.divisors().into_iter().enumerate() {
+        for (i, divisor) in rotary.divisors(context).into_iter().enumerate() {
             frequencies.push(base.powf(-2.0 * i as f64 / columns) / divisor);
         }
         Rotation {
@@ -183,11 +186,11 @@ struct KvCache {
 }
 
 impl<'a> Reference<'a> {
-    /// The model that `spec` describes.
-    pub fn new(spec: &'a DecoderSpec, weights: &'a dyn Weights) -> Self {
+    /// The model that `spec` describes, opened with a `context` of so many tokens.
+    pub fn new(spec: &'a DecoderSpec, weights: &'a dyn Weights, context: u32) -> Self {
         let mut layers = Vec::with_capacity(spec.layers.len());
         for layer in &spec.layers {
-            layers.push(LayerForm::of(layer, spec));
+            layers.push(LayerForm::of(layer, spec, context));
         }
         Reference {
             spec,

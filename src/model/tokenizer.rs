@@ -123,6 +123,18 @@ impl Tokenizer {
         }
     }
 
+    /// The tokens of a prompt: those of `text`, after the BOS token if the model requires one and
+    /// `text` does not begin with it. Genie does the same.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut tokens = self.encode(text)?;
+        if let Some(bos) = self.bos_token
+            && tokens.first() != Some(&bos)
+        {
+            tokens.insert(0, bos);
+        }
+        Ok(tokens)
+    }
+
     /// The text of `tokens`, including special ones.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         let text = self.inner.decode(tokens, false);
@@ -429,6 +441,8 @@ mod tests {
     fn the_bos_token_depends_on_add_bos_token() {
         let tokenizer = Tokenizer::from_metadata(&metadata("gpt-2")).unwrap();
         assert_eq!(tokenizer.bos_token(), Some(7));
+        assert_eq!(tokenizer.encode_prompt("a").unwrap(), [7, 64]);
+        assert_eq!(tokenizer.encode_prompt("(a").unwrap(), [7, 64]);
         let without = br#"{"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
             "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.bos_token_id": 0}"#;
         let tokenizer = Tokenizer::from_metadata(without).unwrap();

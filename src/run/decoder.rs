@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::base::{Code, Problem, Result};
-use crate::model::decoder::inputs::{self, HostInput, LOGITS, Shapes};
+use crate::model::decoder::inputs::{self, HostInput, LOGITS, RotaryTables, Shapes};
 use crate::model::decoder::shards::Shard;
 use crate::model::decoder::{DecoderSpec, Rotary};
 use crate::model::facts::GraphFacts;
@@ -192,9 +192,13 @@ fn host_inputs(
         .help("lower `tokens` (or the prompt) of the `reference` stage, or build larger graphs"));
     }
     let shapes = Shapes::new(model, graph.tokens.into(), graph.context.into())?;
-    let (cos, sin) = cosines_and_sines(inputs::rotary(model)?, cache.tokens(), width);
+    let mut angles = BTreeMap::new();
+    for (table, rotary) in RotaryTables::of(model)?.iter() {
+        let values = cosines_and_sines(rotary, graph.context, cache.tokens(), width);
+        angles.insert(table, values);
+    }
     let mut tensors = BTreeMap::new();
-    for input in inputs::inputs(&Shard::whole(model)) {
+    for input in inputs::inputs(model, &Shard::whole(model))? {
         let shape: Vec<usize> = shapes.of(input).iter().map(|n| *n as usize).collect();
         let tensor = match input {
             HostInput::TokenIds => {
@@ -205,8 +209,8 @@ fn host_inputs(
             // The graph of the embedding computes them.
             HostInput::Embeddings => continue,
             HostInput::Mask => Tensor::F32(shape, mask(width, past, cache.tokens())),
-            HostInput::RotaryCos => Tensor::F32(shape, cos.clone()),
-            HostInput::RotarySin => Tensor::F32(shape, sin.clone()),
+            HostInput::RotaryCos(table) => Tensor::F32(shape, angles[&table].0.clone()),
+            HostInput::RotarySin(table) => Tensor::F32(shape, angles[&table].1.clone()),
             HostInput::Past(..) if past == 0 => continue,
             HostInput::Past(inputs::Cache::Key, layer) => {
                 let keys = &cache.keys[layer as usize];
@@ -259,8 +263,13 @@ fn mask(width: usize, past: usize, cached: usize) -> Vec<f32> {
 }
 
 /// Cosines and sines of `position * base^(-2i / dims) / divisor_i` times the magnitude, `[width, dims
-/// / 2]`, from position `first` on.
-fn cosines_and_sines(rotary: &Rotary, first: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
+/// / 2]`, from position `first` on, for graphs of this `context`.
+fn cosines_and_sines(
+    rotary: &Rotary,
+    context: u32,
+    first: usize,
+    width: usize,
+) -> (Vec<f32>, Vec<f32>) {
     let Rotary {
         // The graph has the pairs of columns that rotate together.
         layout: _,
@@ -272,7 +281,7 @@ fn cosines_and_sines(rotary: &Rotary, first: usize, width: usize) -> (Vec<f32>, 
     } = rotary;
     let (base, columns) = (f64::from(*base), f64::from(*dims));
     let magnitude = f64::from(magnitude.unwrap_or(1.0));
-    let divisors = rotary.divisors();
+    let divisors = rotary.divisors(context);
     let (mut cosines, mut sines) = (vec![], vec![]);
     for position in first..first + width {
         for (i, divisor) in divisors.iter().enumerate() {
@@ -435,7 +444,8 @@ mod tests {
     #[test]
     fn angles_follow_the_position() {
         let model = DecoderSpec::tiny();
-        let (cos, sin) = cosines_and_sines(inputs::rotary(&model).unwrap(), 2, 1);
+        let rotary = model.layers[0].attention.rotary.as_ref().unwrap();
+        let (cos, sin) = cosines_and_sines(rotary, 64, 2, 1);
         assert_eq!(cos, [2f64.cos() as f32, 0.02f64.cos() as f32]);
         assert_eq!(sin, [2f64.sin() as f32, 0.02f64.sin() as f32]);
     }

@@ -4,7 +4,7 @@
 //! for the other schemes: their values are dequantized and written as plain numbers. Names, order
 //! and metadata are the source's; `general.file_type` is the type of most weights.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Write};
 
 use half::f16;
@@ -12,11 +12,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    BlobSink, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec, TypedStage,
+    BlobSink, Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::weight::{self, Weight};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
-use crate::model::decoder::{DecoderSpec, tensors::by_name};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::tensors::{StoredTensor, TensorSpec, stored};
 use crate::model::facts::MetadataFacts;
 use crate::model::gguf::{Entry, Gguf, Header, Value};
 use crate::model::quant::{GgmlType, TensorFacts, write_numbers};
@@ -89,26 +91,30 @@ impl TypedStage for ExportGguf {
         let mut order = Order::new("", params)
             .input(METADATA, metadata)
             .input(MODEL, model.part(MODEL)?);
-        for name in &facts.tensors {
-            let source = model.part(&format!("tensors/{name}"))?;
-            let tensor: TensorFacts = source.facts.read()?;
-            let (_, weight) = weight::main_part(weights, name)?;
-            if weight.shape != tensor.shape {
-                let what = format!(
-                    "tensor `{name}` is {:?} in the model, {:?} in the weights",
-                    tensor.shape, weight.shape
-                );
-                return Err(
-                    Problem::new(Code::WeightsShape, what).help("give the weights of this model")
-                );
+        for stored in in_file(&facts.tensors, &model.part(MODEL)?.facts)? {
+            let mut are_native = true;
+            for TensorSpec { name, .. } in &stored.tensors {
+                let tensor: TensorFacts = source(model, name)?.facts.read()?;
+                let (_, weight) = weight::main_part(weights, name)?;
+                if weight.shape != tensor.shape {
+                    let what = format!(
+                        "tensor `{name}` is {:?} in the model, {:?} in the weights",
+                        tensor.shape, weight.shape
+                    );
+                    return Err(Problem::new(Code::WeightsShape, what)
+                        .help("give the weights of this model"));
+                }
+                are_native &= is_native(&weight, &tensor);
             }
-            if is_native(&weight, &tensor) {
-                order = order.input(format!("source/{name}"), source);
-                continue;
-            }
-            widest = widest.max(tensor.shape.last().copied().unwrap_or(0));
-            for (blob, part) in weights.under(name) {
-                order = order.input(format!("weights/{name}/{blob}"), part);
+            for TensorSpec { name, shape, .. } in &stored.tensors {
+                if are_native {
+                    order = order.input(format!("source/{name}"), source(model, name)?);
+                    continue;
+                }
+                widest = widest.max(shape.last().copied().unwrap_or(0));
+                for (blob, part) in weights.under(name) {
+                    order = order.input(format!("weights/{name}/{blob}"), part);
+                }
             }
         }
         // A row as read and as written, a chunk of the output, and the list of tensors. The rest is
@@ -126,12 +132,10 @@ impl TypedStage for ExportGguf {
     fn run(params: Params, job: &Job) -> Result<Outputs> {
         let metadata = job.read(METADATA)?;
         let gguf = Gguf::parse(&metadata)?;
-        let spec: DecoderSpec = job.input(MODEL)?.facts.read()?;
-        let specs = by_name(&spec);
         let names: MetadataFacts = job.input(METADATA)?.facts.read()?;
         let mut sources = vec![];
-        for name in &names.tensors {
-            sources.push(Source::read(job, name, params.to)?);
+        for stored in in_file(&names.tensors, &job.input(MODEL)?.facts)? {
+            sources.push(Source::read(job, stored, params.to)?);
         }
 
         let mut header = Header::new(&gguf.metadata, gguf.alignment);
@@ -153,17 +157,16 @@ impl TypedStage for ExportGguf {
         buffer.flush().context(Code::Io, || "write a blob".into())?;
         drop(buffer);
         for (entry, source) in header.tensors.iter().zip(&sources) {
-            match &source.weight {
-                None => job
-                    .read(&format!("source/{}", entry.name))?
-                    .stream(CHUNK_BYTES, |chunk| writer.write(chunk))?,
-                Some(element) => {
-                    let weight = Weight::read(job, &format!("weights/{}", entry.name))?;
-                    let heads = match specs.get(entry.name) {
-                        Some(spec) => spec.interleaved_heads,
-                        None => None,
-                    };
-                    write_values(&mut writer, entry.name, &weight, *element, heads)?;
+            for tensor in &source.stored.tensors {
+                let name = &tensor.name;
+                match source.weight {
+                    None => job
+                        .read(&format!("source/{name}"))?
+                        .stream(CHUNK_BYTES, |chunk| writer.write(chunk))?,
+                    Some(element) => {
+                        let weight = Weight::read(job, &format!("weights/{name}"))?;
+                        write_values(&mut writer, tensor, &weight, element)?;
+                    }
                 }
             }
             let zeros = vec![0; header.padding(entry.bytes()?) as usize];
@@ -189,29 +192,62 @@ fn is_native(weight: &WeightFacts, tensor: &TensorFacts) -> bool {
     error.exact && error.scheme == "native" && error.source == tensor.ggml_type
 }
 
-/// Where the data of a tensor come from: the source's blocks, or a weight.
+/// The tensors `names` of a file. `model` are the facts of the model in it.
+fn in_file(names: &[String], model: &CanonJson) -> Result<Vec<StoredTensor>> {
+    let spec: DecoderSpec = model.read()?;
+    let mut by_name = BTreeMap::new();
+    for stored in stored(&spec) {
+        by_name.insert(stored.name.clone(), stored);
+    }
+    let mut all = vec![];
+    for name in names {
+        let Some(stored) = by_name.remove(name) else {
+            let message = format!("`{name}` is no tensor of a `{}` model", spec.architecture);
+            return Err(Problem::new(Code::ModelTensors, message));
+        };
+        all.push(stored);
+    }
+    Ok(all)
+}
+
+fn source<'a>(model: &'a Manifest, name: &str) -> Result<&'a Part> {
+    model.part(&format!("tensors/{name}"))
+}
+
+/// Where the data of a tensor of the file come from: the source's blocks, or weights.
 struct Source {
+    stored: StoredTensor,
     shape: Vec<u64>,
     ggml: &'static GgmlType,
-    /// The number type in which a weight is written; `None` for the source's blocks.
+    /// The number type in which weights are written; `None` for the source's blocks.
     weight: Option<Element>,
 }
 
 impl Source {
-    fn read(job: &Job, name: &str, to: Number) -> Result<Self> {
-        if let Ok(input) = job.input(&format!("source/{name}")) {
-            let TensorFacts { shape, ggml_type } = input.facts.read()?;
+    fn read(job: &Job, stored: StoredTensor, to: Number) -> Result<Self> {
+        let shape = stored.shape();
+        if let Ok(input) = job.input(&format!("source/{}", stored.tensors[0].name)) {
+            let TensorFacts { ggml_type, .. } = input.facts.read()?;
             return Ok(Source {
+                stored,
                 shape,
                 ggml: GgmlType::by_name(&ggml_type)?,
                 weight: None,
             });
         }
-        let facts = weight::facts(job, &format!("weights/{name}"))?;
-        let element = match (facts.encoding, to) {
-            (WeightEncoding::Plain { element }, _) => element,
-            (_, Number::F16) => Element::F16,
-            (_, Number::F32) => Element::F32,
+        let mut elements = BTreeSet::new();
+        for TensorSpec { name, .. } in &stored.tensors {
+            let facts = weight::facts(job, &format!("weights/{name}"))?;
+            elements.insert(match (facts.encoding, to) {
+                (WeightEncoding::Plain { element }, _) => element,
+                (_, Number::F16) => Element::F16,
+                (_, Number::F32) => Element::F32,
+            });
+        }
+        // Values of different types fit into the widest of them.
+        let element = match elements.first() {
+            Some(element) if elements.len() == 1 => *element,
+            _ => Element::F32,
         };
         let ggml = match element {
             Element::F16 => "F16",
@@ -219,7 +255,8 @@ impl Source {
             _ => "F32",
         };
         Ok(Source {
-            shape: facts.shape,
+            stored,
+            shape,
             ggml: GgmlType::by_name(ggml)?,
             weight: Some(element),
         })
@@ -255,15 +292,15 @@ impl FileWriter<'_> {
     }
 }
 
-/// Writes every value as `element`, which is F32, F16 or BF16. The rows of `heads` are permuted
-/// back to the order of the source.
+/// Writes every value as `element`, which is F32, F16 or BF16. The rows of heads are permuted back
+/// to the order of the source.
 fn write_values(
     writer: &mut FileWriter,
-    name: &str,
+    tensor: &TensorSpec,
     weight: &Weight,
     element: Element,
-    heads: Option<u32>,
 ) -> Result<()> {
+    let (name, heads) = (&tensor.name, tensor.interleaved_heads);
     // A vector (bias) is permuted too: each of its values belongs to a row.
     let is_vector = weight.rows == 1;
     let rows = if is_vector {

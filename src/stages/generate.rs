@@ -228,9 +228,8 @@ impl Config {
             "Genie puts {text:?} before the prompt, and the reference's prompt does not begin \
              with it"
         );
-        Err(Problem::new(Code::GenerateFirstToken, what).help(format!(
-            "begin `prompt` of the `reference` stage with {text:?}"
-        )))
+        Err(Problem::new(Code::GenerateFirstToken, what)
+            .help("give a reference of the model in the bundle"))
     }
 
     /// Whether `token` ends a text.

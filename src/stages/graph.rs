@@ -228,7 +228,7 @@ impl TypedStage for Graph {
 
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
-        version: 8,
+        version: 9,
         summary: "the decoder as ONNX: prefill and decode over one set of weights",
         output: "onnx",
         inputs: &[

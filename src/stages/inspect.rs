@@ -1,8 +1,10 @@
 //! `inspect`: reads a GGUF as a model of named tensors.
 //!
 //! Tensors are not copied: each is a window into its file. Only the tensors of a big-endian file
-//! are copied, since all later stages expect little-endian data.
+//! are copied, since all later stages expect little-endian data. Matrices that the file has fused
+//! are windows of their own: rows are whole blocks.
 
+use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,8 +17,9 @@ use crate::action::{
     StageSpec, TypedStage, Window,
 };
 use crate::base::{CanonJson, Code, Context, Hasher, Problem, Result};
-use crate::model::decoder::ModelFacts;
 use crate::model::decoder::arch::model_facts;
+use crate::model::decoder::tensors::stored;
+use crate::model::decoder::{DecoderSpec, ModelFacts};
 use crate::model::facts::MetadataFacts;
 use crate::model::gguf::{
     ByteOrder, Gguf, Header, MAX_FILES, Metadata, Prefix, TensorInfo, can_swap, quoted, swap,
@@ -98,7 +101,7 @@ impl TypedStage for Inspect {
         let model = model_facts(&gguf)?;
         let (outputs, tensors) = rayon::join(
             || write_documents(job, &gguf, &model),
-            || tensor_parts(job, &gguf, &files),
+            || tensor_parts(job, &gguf, &model, &files),
         );
         let mut outputs = outputs?;
         outputs.extend(tensors?);
@@ -197,16 +200,32 @@ const CHUNK_BYTES: usize = 4 << 20;
 fn tensor_parts(
     job: &Job,
     gguf: &Gguf,
+    model: &ModelFacts,
     files: &[(Content, Blob)],
 ) -> Result<Vec<(PartName, Part)>> {
-    let mut total = 0;
+    let spec = DecoderSpec::try_from(model.clone())?;
+    let stored = stored(&spec);
+    let (mut by_name, mut total) = (BTreeMap::new(), 0);
     for tensor in &gguf.tensors {
+        by_name.insert(tensor.name, tensor);
         if gguf.order == ByteOrder::Big {
             can_swap(tensor.ggml).map_err(|problem| {
                 problem.within(format!("failed to read {}", quoted(tensor.name)))
             })?;
         }
         total += tensor.range.end - tensor.range.start;
+    }
+    let mut tensors = vec![];
+    for stored in &stored {
+        let Some(whole) = by_name.get(stored.name.as_str()) else {
+            continue;
+        };
+        let mut row = 0;
+        for tensor in &stored.tensors {
+            let end = row + tensor.shape[0];
+            tensors.push(whole.some_rows(&tensor.name, row..end));
+            row = end;
+        }
     }
     let done = AtomicU64::new(0);
     let with_progress = |tensor| {
@@ -215,7 +234,7 @@ fn tensor_parts(
         job.progress(done.fetch_add(size, Ordering::Relaxed) + size, total, "B");
         Ok((name, part))
     };
-    gguf.tensors.par_iter().map(with_progress).collect()
+    tensors.par_iter().map(with_progress).collect()
 }
 
 fn tensor_part(

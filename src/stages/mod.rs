@@ -18,6 +18,7 @@ pub mod mixed_precision;
 pub mod package;
 pub mod reference;
 pub mod requant;
+pub mod rotate;
 pub mod sensitivity;
 pub mod validate;
 
@@ -30,6 +31,7 @@ pub fn all() -> Registry {
         Box::new(Erased::new(inspect::Inspect)),
         Box::new(Erased::new(dequant::Dequant)),
         Box::new(Erased::new(requant::Requant)),
+        Box::new(Erased::new(rotate::Rotate)),
         Box::new(Erased::new(export_gguf::ExportGguf)),
         Box::new(Erased::new(graph::Graph)),
         Box::new(Erased::new(dlc::Dlc)),

@@ -7,6 +7,7 @@
 mod binaries;
 mod genie;
 mod readme;
+mod rotary;
 mod table;
 
 use std::collections::BTreeMap;
@@ -109,7 +110,7 @@ impl TypedStage for Package {
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
         kind: "package",
-        version: 3,
+        version: 4,
         summary: "a bundle that Genie loads on a phone",
         output: "bundle",
         inputs: &[
@@ -262,7 +263,7 @@ impl TypedStage for Package {
             outputs.insert(PartName::new(name)?, job.pass(input)?);
         }
         if let Some(name) = &bundle.table {
-            let table = table::write(job, &model.embedding)?;
+            let table = table::write(job)?;
             sums.insert(name, hex(&table.sha256));
             outputs.insert(PartName::new(name)?, table.part);
         }

@@ -46,7 +46,14 @@ pub struct Params {
     #[serde(default = "default_tokens")]
     #[schemars(range(min = 2, max = MAX_TOKENS))]
     tokens: u32,
-    /// A text to continue greedily, with its special tokens written out.
+    /// The context that the model is opened with, in tokens; `tokens` by default. It only matters
+    /// for models whose RoPE depends on it (LongRoPE): give the `context` of the graphs that are
+    /// compared with the reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    context: Option<u32>,
+    /// A text to continue greedily, with its special tokens written out, except the first one that
+    /// the model requires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
     /// Maximum number of tokens of that continuation. A token that ends a text or a turn ends it
@@ -76,7 +83,7 @@ impl TypedStage for ReferenceStage {
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
         kind: "reference",
-        version: 3,
+        version: 4,
         summary: "the predictions of the model itself on a text, in f32",
         output: "reference",
         inputs: &[
@@ -95,14 +102,19 @@ impl TypedStage for ReferenceStage {
                 many: false,
             },
         ],
-        params: &["windows", "tokens", "prompt", "greedy"],
+        params: &["windows", "tokens", "context", "prompt", "greedy"],
         keyed: &[],
         reaches_outside: false,
         measures: true,
     };
 
-    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
+    fn expand(mut params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let model = inputs.one("model")?;
+        let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
+        if !spec.depends_on_context() {
+            // It would only change the key.
+            params.context = None;
+        }
         let (_, text) = inputs.one("text")?.only()?;
         let peak = demand(&params, model)?;
         let mut order = Order::new("", params).input("text", text).demand(peak);
@@ -121,12 +133,12 @@ impl TypedStage for ReferenceStage {
         let text = job.read("text")?;
         let texts = windows(&text, &tokenizer, params.windows, params.tokens)?;
         let prompt = match &params.prompt {
-            Some(prompt) => Some(tokenizer.encode(prompt)?),
+            Some(prompt) => Some(tokenizer.encode_prompt(prompt)?),
             None => None,
         };
 
         let weights = FileWeights::new(job)?;
-        let model = Reference::new(&spec, &weights);
+        let model = Reference::new(&spec, &weights, params.context.unwrap_or(params.tokens));
         let batch = (BATCH_TOKENS / params.tokens as usize).max(1);
         let count = texts.len() as u64;
         let mut outputs = Outputs::new();

@@ -9,14 +9,33 @@ use crate::support::quantize::Quant;
 use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
+use kiln::action::Manifest;
 use serde_json::{Value, json};
+
+/// The context with which `llama_cpp.py` opens a model.
+const LLAMA_CPP_CONTEXT: u32 = 256;
+
+/// The largest difference from llama.cpp. It looks GELU up in a table of f16.
+fn allowed(architecture: &str) -> f64 {
+    if architecture.starts_with("gemma") {
+        5e-3
+    } else {
+        1e-5
+    }
+}
 
 /// The tokens of the first window of the text, and the reference's logits after each of them.
 fn reference(file: &[u8]) -> (Vec<u32>, Vec<f64>) {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path());
     let model = runner.inspect(file);
-    let logits = runner.reference(&model, json!({"windows": 1, "tokens": 12}));
+    reference_of(&runner, &model)
+}
+
+/// The same of a `model`.
+fn reference_of(runner: &StageRunner, model: &Manifest) -> (Vec<u32>, Vec<f64>) {
+    let params = json!({"windows": 1, "tokens": 12, "context": LLAMA_CPP_CONTEXT});
+    let logits = runner.reference(model, params);
     let tokens = runner.json(&logits, "window-000/tokens.json");
     let bytes = runner.bytes(&logits, "window-000/logits");
     let mut values = vec![];
@@ -63,7 +82,7 @@ fn scaled() -> Vec<TinyGguf> {
         TinyGguf::llama().keys(&all)
     };
     vec![
-        TinyGguf::llama().rope_divisors(&[1.0, 1.0, 1.25, 2.0, 4.0, 8.0, 8.0, 8.0]),
+        TinyGguf::llama().divisors("rope_freqs", &[1.0, 1.0, 1.25, 2.0, 4.0, 8.0, 8.0, 8.0]),
         TinyGguf::llama().keys(&[
             ("rope.scaling.type", "linear".into()),
             ("rope.scaling.factor", 2.5.into()),
@@ -92,6 +111,40 @@ fn changed() -> Vec<(&'static str, GgufFile, GgufFile)> {
         other.set(key, value);
         all.push((key, file.clone(), other));
     }
+    let file = TinyGguf::phi3().matrices(Quant::F32).file();
+    for (key, value) in [
+        ("phi3.rope.scaling.attn_factor", Field::from(1.0)),
+        ("phi3.rope.scaling.original_context_length", 512.into()),
+    ] {
+        let mut other = file.clone();
+        other.set(key, value);
+        all.push((key, file.clone(), other));
+    }
+    let file = TinyGguf::gemma2().matrices(Quant::F32).file();
+    for (key, value) in [
+        ("gemma2.attn_logit_softcapping", Field::from(50.0)),
+        ("gemma2.final_logit_softcapping", 30.0.into()),
+        ("gemma2.attention.sliding_window", 6.into()),
+        ("gemma2.rope.freq_base", 1000.0.into()),
+    ] {
+        let mut other = file.clone();
+        other.set(key, value);
+        all.push((key, file.clone(), other));
+    }
+    let file = TinyGguf::gemma3().matrices(Quant::F32).file();
+    for (key, value) in [
+        ("gemma3.attention.sliding_window", Field::from(6)),
+        ("gemma3.attention.sliding_window_pattern", 2.into()),
+        ("gemma3.rope.freq_base", 100.0.into()),
+        ("gemma3.rope.freq_base_swa", 100.0.into()),
+        ("gemma3.rope.scaling.factor", 1.0.into()),
+        ("gemma3.final_logit_softcapping", 1.5.into()),
+    ] {
+        let mut other = file.clone();
+        other.set(key, value);
+        all.push((key, file.clone(), other));
+    }
+    let file = TinyGguf::granite().matrices(Quant::F32).file();
     let mut other = file.clone();
     other.set("granite.rope.scaling.finetuned", Field::Bool(0));
     all.push(("granite without RoPE", file, other));
@@ -112,10 +165,11 @@ fn the_reference_computes_the_logits_of_llama_cpp() {
     models.push(TinyGguf::qwen2().tied(true).heads(4, 1));
     for model in models {
         let shown = format!("{model:?}");
+        let allowed = allowed(model.architecture());
         let file = model.matrices(Quant::F32).write();
         let (tokens, found) = reference(&file);
         let error = difference(&found, &llama_cpp(&file, &tokens));
-        assert!(error < 1e-5, "{shown}: {error}");
+        assert!(error < allowed, "{shown}: {error}");
     }
 }
 
@@ -126,7 +180,10 @@ fn a_changed_part_changes_the_logits_as_in_llama_cpp() {
         let (tokens, found) = reference(&other.write());
         let near = difference(&found, &llama_cpp(&other.write(), &tokens));
         let far = difference(&found, &llama_cpp(&file.write(), &tokens));
-        assert!(near < 1e-5 && far > 1e-3, "{what}: {near}, {far}");
+        assert!(
+            near < allowed(what) && far > 2.0 * near && far > 1e-3,
+            "{what}: {near}, {far}"
+        );
     }
 }
 
@@ -134,12 +191,13 @@ fn a_changed_part_changes_the_logits_as_in_llama_cpp() {
 fn check_graphs(model: &TinyGguf, params: Value) {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    let mut graph = json!({"prefill": 16, "context": 32});
+    let mut graph_params = json!({"prefill": 16, "context": 32});
     for (name, value) in params.as_object().unwrap() {
-        graph[name] = value.clone();
+        graph_params[name] = value.clone();
     }
-    let (description, graph) = runner.model(&model.write(), "native", graph);
-    let params = json!({"windows": 3, "tokens": 12, "prompt": "the dog", "greedy": 5});
+    let (description, graph) = runner.model(&model.write(), "native", graph_params.clone());
+    let mut params = json!({"windows": 3, "tokens": 12, "prompt": "the dog", "greedy": 5});
+    params["context"] = graph_params["context"].clone();
     let reference = runner.reference(&description, params.clone());
     let score = runner.evaluate(&reference, "graph", &graph);
     let limits = json!({"ppl_ratio": 1e-5, "kld": 1e-9, "same_top": 0.99, "greedy": 5});
@@ -156,6 +214,8 @@ fn graphs_compute_what_the_reference_computes() {
     for model in scaled() {
         check_graphs(&model, json!({}));
     }
+    // The short factors of LongRoPE.
+    check_graphs(&TinyGguf::phi3(), json!({"prefill": 12, "context": 16}));
     for model in TinyGguf::all() {
         check_graphs(&model, json!({}));
         check_graphs(&model, json!({"residual_exponent": 3, "ffn_exponent": 2}));
@@ -179,12 +239,29 @@ fn the_summary_names_what_differs() {
     assert_eq!(
         found,
         [
+            "the embedding times 8",
+            "RMSNorm before and after each branch",
+            "a sliding window of 32 tokens in 1 of 2 layers",
+            "the activation GELU (tanh)",
+            "scores capped at 0.75",
+            "logits capped at 1.5",
+            "the embedding times 8",
+            "RMSNorm before and after each branch",
+            "RMSNorm of each head of queries and keys",
+            "RoPE with the base 10000 in 6 of 7 layers",
+            "a sliding window of 32 tokens in 6 of 7 layers",
+            "the activation GELU (tanh)",
+            "RoPE with the base 1000000 in 1 of 7 layers",
+            "RoPE with frequencies divided by 8 in 1 of 7 layers",
             "the embedding times 12",
             "scores times 0.2",
             "branches times 0.375",
             "logits times 0.33333334",
             "RMSNorm after each branch instead of before",
             "RMSNorm of queries and keys over all heads",
+            "RoPE of 12 of the 16 columns of a head",
+            "RoPE with frequencies divided by `rope_factors_short.weight`, in contexts above 16 by \
+             `rope_factors_long.weight`, cosines and sines times 1.25",
             "RMSNorm of each head of queries and keys",
             "no RoPE in 1 of 4 layers",
             "RoPE with frequencies divided by `rope_freqs.weight`, up to 8",
@@ -203,9 +280,81 @@ fn an_exported_file_is_its_source() {
         let runner = StageRunner::new(home.path());
         let file = model.write();
         let description = runner.inspect(&file);
-        let weights = runner.run("requant", json!({}), &[("tensors", &description)]);
-        let slots = [("model", &description), ("weights", &weights.unwrap())];
-        let exported = runner.run("export-gguf", json!({}), &slots).unwrap();
-        assert!(runner.bytes(&exported, "model.gguf") == file, "{model:?}");
+        assert!(exported(&runner, &description) == file, "{model:?}");
+    }
+}
+
+fn exported(runner: &StageRunner, model: &Manifest) -> Vec<u8> {
+    let weights = runner.run("requant", json!({}), &[("tensors", model)]);
+    let slots = [("model", model), ("weights", &weights.unwrap())];
+    let exported = runner.run("export-gguf", json!({}), &slots).unwrap();
+    runner.bytes(&exported, "model.gguf")
+}
+
+/// Of widths 64 and 96, so with an odd factor of 1 and 3.
+fn rotatable() -> Vec<TinyGguf> {
+    let mut models = vec![TinyGguf::llama().widths(96, 160), TinyGguf::qwen2()];
+    for model in TinyGguf::all() {
+        if !["gemma2", "gemma3", "olmo2"].contains(&model.architecture()) {
+            models.push(model);
+        }
+    }
+    models
+}
+
+#[test]
+fn a_rotated_model_computes_the_same_logits() {
+    for model in rotatable() {
+        let home = tempfile::tempdir().unwrap();
+        let runner = StageRunner::new(home.path());
+        let source = runner.inspect(&model.write());
+        let rotate = |params| runner.run("rotate", params, &[("model", &source)]).unwrap();
+        let (tokens, expected) = reference_of(&runner, &source);
+        for (number, allowed) in [("f32", 1e-5), ("f16", 3e-3)] {
+            let rotated = rotate(json!({"type": number}));
+            assert_eq!(rotated, rotate(json!({"type": number})));
+            let (same, found) = reference_of(&runner, &rotated);
+            assert_eq!(same, tokens);
+            let error = difference(&found, &expected);
+            assert!(error < allowed, "{model:?} {number}: {error}");
+            let name = "tensors/blk.0.attn_q.weight";
+            assert!(runner.bytes(&rotated, name) != runner.bytes(&source, name));
+        }
+    }
+}
+
+#[test]
+fn models_with_norms_after_the_branches_are_not_rotated() {
+    for model in [TinyGguf::olmo2(), TinyGguf::gemma3()] {
+        let home = tempfile::tempdir().unwrap();
+        let runner = StageRunner::new(home.path());
+        let source = runner.inspect(&model.write());
+        let problem = runner.run("rotate", json!({}), &[("model", &source)]);
+        let message = problem.unwrap_err().message;
+        assert!(
+            message.starts_with("a rotation does not support RMSNorm"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs Python packages"]
+fn llama_cpp_computes_the_same_logits_of_a_rotated_model() {
+    for model in rotatable() {
+        if model.architecture() == "phi3" {
+            // llama.cpp reads its fused matrices only.
+            continue;
+        }
+        let home = tempfile::tempdir().unwrap();
+        let runner = StageRunner::new(home.path());
+        let file = model.clone().matrices(Quant::F32).write();
+        let source = runner.inspect(&file);
+        let params = json!({"type": "f32"});
+        let rotated = runner.run("rotate", params, &[("model", &source)]).unwrap();
+        let tokens: Vec<u32> = (0..12).map(|index| index * 17 % 280).collect();
+        let rotated = llama_cpp(&exported(&runner, &rotated), &tokens);
+        let error = difference(&rotated, &llama_cpp(&file, &tokens));
+        assert!(error < 1e-5, "{model:?}: {error}");
     }
 }

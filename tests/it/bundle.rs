@@ -302,6 +302,11 @@ fn invalid_parameters_are_reported() {
     );
 }
 
+/// The parameters of a reference with an answer to `prompt`.
+fn answer_params(prompt: &str) -> Value {
+    json!({"windows": 1, "tokens": 8, "context": 256, "prompt": prompt, "greedy": 6})
+}
+
 /// The tiny model, its context binary without shared weights, and the reference's answer to a
 /// prompt.
 fn tiny(runner: &StageRunner, gguf: &[u8], prompt: &str) -> (Manifest, Manifest, Manifest) {
@@ -310,8 +315,7 @@ fn tiny(runner: &StageRunner, gguf: &[u8], prompt: &str) -> (Manifest, Manifest,
     let context = runner
         .run("context-bin", params, &[("graph", &graph)])
         .unwrap();
-    let params = json!({"windows": 1, "tokens": 8, "prompt": prompt, "greedy": 6});
-    let reference = runner.reference(&model, params);
+    let reference = runner.reference(&model, answer_params(prompt));
     (model, context, reference)
 }
 
@@ -352,6 +356,62 @@ fn genie_generates_the_reference_tokens() {
         generate(json!({"tokens": 7})).unwrap_err().code,
         Code::GenerateTokens
     );
+}
+
+/// Models whose RoPE Genie computes from other settings than a base, and the same models with another
+/// RoPE.
+fn rotaries() -> Vec<[TinyGguf; 2]> {
+    let plain = || TinyGguf::llama().tied(false);
+    let yarn = plain().keys(&[
+        ("rope.scaling.type", "yarn".into()),
+        ("rope.scaling.factor", 16.0.into()),
+        ("rope.scaling.original_context_length", 16.into()),
+    ]);
+    let linear = plain().keys(&[
+        ("rope.scaling.type", "linear".into()),
+        ("rope.scaling.factor", 8.0.into()),
+    ]);
+    let divisors = [4.0, 1.0, 0.5, 2.0, 4.0, 8.0, 8.0, 8.0];
+    let without_magnitude = [("rope.scaling.attn_factor", 1.0.into())];
+    let window = [("attention.sliding_window", 256.into())];
+    let gemma3 = || TinyGguf::gemma3().tied(false).keys(&window);
+    vec![
+        [yarn, plain()],
+        [linear, plain()],
+        [plain().divisors("rope_freqs", &divisors), plain()],
+        [TinyGguf::phi3(), TinyGguf::phi3().keys(&without_magnitude)],
+        [
+            gemma3(),
+            gemma3().keys(&[("rope.freq_base_swa", 1e6.into())]),
+        ],
+    ]
+}
+
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn genie_computes_every_rotary_embedding() {
+    let home = tempfile::tempdir().unwrap();
+    let runner = StageRunner::new(home.path()).tool("qnn", &tools::qnn());
+    let prompt = "<|im_start|>the dog and the fox\n is é";
+    let greedy = |model: &TinyGguf| {
+        let model = runner.inspect(&model.write());
+        let params = answer_params(prompt);
+        runner.json(&runner.reference(&model, params), "greedy.json")["tokens"].clone()
+    };
+    for models in rotaries() {
+        // The first seed whose answer depends on RoPE.
+        let mut seeds = (1..100).map(|seed| models.clone().map(|model| model.seed(seed)));
+        let [model, _] = seeds
+            .find(|[model, other]| greedy(model) != greedy(other))
+            .unwrap();
+        let (description, context, reference) = tiny(&runner, &model.write(), prompt);
+        let bundle = package(&runner, &description, &context, json!({})).unwrap();
+        let slots = [("bundle", &bundle), ("reference", &reference)];
+        let answer = runner.run("generate", json!({}), &slots).unwrap();
+        let generation = runner.json(&answer, "generation.json");
+        println!("{model:?} {generation}");
+        assert_eq!(generation["tokens"], generation["expected"], "{model:?}");
+    }
 }
 
 #[test]
@@ -409,7 +469,9 @@ fn generate_rejects_unsuitable_inputs() {
             )
             .unwrap_err()
     };
-    let problem = generate(&bundle, &reference);
+    let other = runner.inspect(&TinyGguf::llama().write());
+    let without_bos = runner.reference(&other, answer_params("the dog"));
+    let problem = generate(&bundle, &without_bos);
     assert_eq!(
         problem.message,
         "Genie puts \"<|im_start|>\" before the prompt, and the reference's prompt does not begin \

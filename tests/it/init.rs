@@ -79,7 +79,7 @@ fn the_plan_matches_the_committed_plan() {
     let (written, copied, mut common) = (
         read(&written),
         read(&copied),
-        read(&copied.with_file_name("lib/qwen2.toml")),
+        read(&copied.with_file_name("lib/bundle.toml")),
     );
     assert_eq!(
         written["plan"]["name"].as_str(),

@@ -39,7 +39,11 @@ struct PlanFolder(PathBuf);
 impl PlanFolder {
     fn new(folder: &Path) -> Self {
         let plans = Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
-        for file in ["deepseek-qwen-1.5b.toml", "lib/qwen2.toml", "data/eval.txt"] {
+        for file in [
+            "deepseek-qwen-1.5b.toml",
+            "lib/bundle.toml",
+            "data/eval.txt",
+        ] {
             let copy = folder.join("plans").join(file);
             fs::create_dir_all(copy.parent().unwrap()).unwrap();
             fs::copy(plans.join(file), copy).unwrap();

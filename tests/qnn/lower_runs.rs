@@ -85,7 +85,7 @@ fn columns(weights: &Manifest, name: &str) -> usize {
 fn logit_error(lowered: Lowered, engine: impl Engine + 'static) -> f32 {
     let token = |i| (i * 37 + 11) % lowered.facts.vocab;
     let tokens: Vec<u32> = (0..lowered.profiles[0].tokens).map(token).collect();
-    let reference = Reference::new(&lowered.facts, &lowered.plain);
+    let reference = Reference::new(&lowered.facts, &lowered.plain, 64);
     let [state] = &reference.states(&[&tokens], |_| Ok(())).unwrap()[..] else {
         panic!()
     };

@@ -17,10 +17,11 @@ use super::{Common, Exit, Failed};
 use crate::action::Registry;
 use crate::base::atomic::{folder_of, write_new};
 use crate::base::{Code, Context, Problem, Result, has_bytes, quoted};
+use crate::model::decoder::Norms;
 use crate::plan::Source;
 use crate::qnn::Soc;
 use layout::FileLayout;
-use model::Model;
+use model::{LocalModel, Model};
 
 /// Which model, and the plan to write.
 #[derive(clap::Args)]
@@ -77,6 +78,9 @@ const TEXT: (&str, &[u8]) = (
 /// The maximum context length of a plan, in tokens. A longer one costs memory on the device and
 /// time in the simulator.
 const CONTEXT: u32 = 2048;
+/// The exponent for models with RMSNorm around the branches, whose residual stream grows beyond fp16:
+/// 104,000 in Gemma 3 270M.
+const LARGE_RESIDUAL: u32 = 4;
 /// The tokens of a prefill call, if the context is long enough.
 const PREFILL: u32 = 128;
 
@@ -146,10 +150,20 @@ fn first_problem(failed: Failed, file: &str) -> Failed {
 
 fn plan_text(model: &Model, soc: &str) -> String {
     let mut context = CONTEXT;
-    let mut trained_for = String::new();
-    if let Some(local) = &model.local {
-        context = context.min(local.context);
-        trained_for = format!("; the model was trained for {}", local.context);
+    let (mut limit, mut residual_exponent) = (String::new(), 0);
+    if let Some(LocalModel { spec, .. }) = &model.local {
+        context = context.min(spec.context_length);
+        limit = format!("; the model was trained for {}", spec.context_length);
+        // Graphs have one mask for all layers.
+        if let Some(window) = spec.window()
+            && window <= context
+        {
+            context = window;
+            limit = format!("; the model has a sliding window of {window}");
+        }
+        if spec.layers.iter().any(|layer| layer.norms == Norms::Around) {
+            residual_exponent = LARGE_RESIDUAL;
+        }
     }
     let (vars, fetch_stages) = model_sources(model);
     TEMPLATE
@@ -158,7 +172,8 @@ fn plan_text(model: &Model, soc: &str) -> String {
         .replace("@SOC@", soc)
         .replace("@PREFILL@", &PREFILL.min(context / 2).to_string())
         .replace("@CONTEXT@", &context.to_string())
-        .replace("@TRAINED@", &trained_for)
+        .replace("@LIMIT@", &limit)
+        .replace("@RESIDUAL_EXPONENT@", &residual_exponent.to_string())
         // Text of the model comes last, so that no `@WORD@` in it is replaced.
         .replace("@VARS@\n", &vars)
         .replace("@SOURCES@\n", &fetch_stages)

@@ -12,6 +12,7 @@ use super::layout::{FileLayout, model_file_name};
 use crate::action::{Inputs, Registry};
 use crate::base::{Code, Context, Problem, Result, bytes, head, shown_line};
 use crate::cli::inspect::{MAGIC_BYTES, open_model_files, unsupported_format, with_headers};
+use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::{Gguf, MAGIC, Value};
 
@@ -33,8 +34,8 @@ pub(super) struct Model {
 pub(super) struct LocalModel {
     /// The SHA-256 of each of its files, in hexadecimal.
     pub sha256: Vec<String>,
-    /// The context length that the model was trained for, in tokens.
-    pub context: u32,
+    /// The model.
+    pub spec: DecoderSpec,
     /// Oddities that do not affect a build.
     pub warnings: Vec<String>,
 }
@@ -139,7 +140,7 @@ fn read_local(path: &Path) -> Result<(String, LocalModel)> {
     if !start.starts_with(&MAGIC) {
         return Err(unsupported_format(path, &start));
     }
-    let (about, context, warnings) = with_headers(&mut files, |gguf| {
+    let (about, spec, warnings) = with_headers(&mut files, |gguf| {
         let facts = model_facts(gguf)?;
         let name = match gguf.metadata.get::<Value>("general.name")? {
             Some(name) => format!("`{name}`"),
@@ -156,7 +157,7 @@ fn read_local(path: &Path) -> Result<(String, LocalModel)> {
         }
         let warnings = model_warnings(gguf, &facts);
         // It becomes a comment in the plan, where a line break would end the comment.
-        Ok((shown_line(&about), facts.context_length, warnings))
+        Ok((shown_line(&about), DecoderSpec::try_from(facts)?, warnings))
     })?;
     let mut digests = vec![];
     for file in &mut files {
@@ -164,7 +165,7 @@ fn read_local(path: &Path) -> Result<(String, LocalModel)> {
     }
     let local = LocalModel {
         sha256: digests,
-        context,
+        spec,
         warnings,
     };
     Ok((about, local))

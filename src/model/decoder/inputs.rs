@@ -8,15 +8,18 @@
 //! | `attention_mask` | f32 | `[1, 1, T, C]` | 0 for attention, else a large negative number |
 //! | `position_ids_cos` | f32 | `[1, 1, T, dims / 2]` | cosines of the angles of each position |
 //! | `position_ids_sin` | f32 | `[1, 1, T, dims / 2]` | sines of them |
+//! | `swa_position_ids_cos`, `swa_position_ids_sin` | f32 | `[1, 1, T, dims / 2]` | the same for layers with a sliding window, if these have another RoPE |
 //! | `past_key_N_in` | f32 | `[kv_heads, 1, head_dim, C - T]` | the cached keys of layer N |
 //! | `past_value_N_in` | f32 | `[kv_heads, 1, C - T, head_dim]` | its cached values |
 //!
 //! `past_key_N_out` and `past_value_N_out` are the keys and values of the T tokens, `logits` the
 //! scores of the next token after each of them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::rotary::Rotary;
 use super::shards::{EMBEDDINGS, Shard};
-use super::spec::{Attention, DecoderSpec, Window, not_supported};
+use super::spec::{Attention, DecoderSpec, Layer, Window, not_supported};
 use crate::base::Result;
 
 /// The logits after each token: the output of the last graph.
@@ -26,8 +29,6 @@ pub const LOGITS: &str = "logits";
 pub const MASK: &str = "attention_mask";
 
 const TOKEN_IDS: &str = "input_ids";
-const ROTARY_COS: &str = "position_ids_cos";
-const ROTARY_SIN: &str = "position_ids_sin";
 
 /// The host in messages.
 const HOST: &str = "the host of the graphs";
@@ -41,12 +42,21 @@ pub enum HostInput {
     Embeddings,
     /// The attention mask.
     Mask,
-    /// The cosines of the rotary embedding.
-    RotaryCos,
+    /// The cosines of a rotary embedding.
+    RotaryCos(RotaryTable),
     /// Its sines.
-    RotarySin,
+    RotarySin(RotaryTable),
     /// The KV cache of a layer: keys or values of the tokens before.
     Past(Cache, u32),
+}
+
+/// The layers that read the same cosines and sines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RotaryTable {
+    /// All layers with RoPE, or those that attend to all tokens.
+    Global,
+    /// The layers with a sliding window, if they have another RoPE.
+    Local,
 }
 
 /// A half of the KV cache.
@@ -65,24 +75,35 @@ impl HostInput {
             HostInput::TokenIds => TOKEN_IDS.into(),
             HostInput::Embeddings => EMBEDDINGS.into(),
             HostInput::Mask => MASK.into(),
-            HostInput::RotaryCos => ROTARY_COS.into(),
-            HostInput::RotarySin => ROTARY_SIN.into(),
+            HostInput::RotaryCos(table) => format!("{}position_ids_cos", table.prefix()),
+            HostInput::RotarySin(table) => format!("{}position_ids_sin", table.prefix()),
             HostInput::Past(cache, layer) => format!("{}{layer}_in", cache.prefix()),
         }
     }
 
     /// The host input of this name, if there is one.
     pub fn named(name: &str) -> Option<Self> {
-        match name {
-            TOKEN_IDS => Some(HostInput::TokenIds),
-            EMBEDDINGS => Some(HostInput::Embeddings),
-            MASK => Some(HostInput::Mask),
-            ROTARY_COS => Some(HostInput::RotaryCos),
-            ROTARY_SIN => Some(HostInput::RotarySin),
-            _ => {
-                let (cache, layer) = Cache::parse(name, "_in")?;
-                Some(HostInput::Past(cache, layer))
-            }
+        let mut fixed = vec![HostInput::TokenIds, HostInput::Embeddings, HostInput::Mask];
+        for table in RotaryTable::ALL {
+            fixed.extend([HostInput::RotaryCos(table), HostInput::RotarySin(table)]);
+        }
+        if let Some(input) = fixed.into_iter().find(|input| input.name() == name) {
+            return Some(input);
+        }
+        let (cache, layer) = Cache::parse(name, "_in")?;
+        Some(HostInput::Past(cache, layer))
+    }
+}
+
+impl RotaryTable {
+    /// The tables, in the order of the inputs.
+    pub const ALL: [RotaryTable; 2] = [RotaryTable::Global, RotaryTable::Local];
+
+    /// What the names of its inputs begin with.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            RotaryTable::Global => "",
+            RotaryTable::Local => "swa_",
         }
     }
 }
@@ -122,20 +143,28 @@ impl Cache {
 
 /// The host inputs of a graph of `shard`, in the order of the graph. The first input of a shard
 /// that is not the first is the output of the shard before.
-pub fn inputs(shard: &Shard) -> Vec<HostInput> {
+pub fn inputs(spec: &DecoderSpec, shard: &Shard) -> Result<Vec<HostInput>> {
     let mut inputs = vec![];
     if shard.first == 0 && shard.has_embedding() {
         inputs.push(HostInput::TokenIds);
     } else if shard.first == 0 {
         inputs.push(HostInput::Embeddings);
     }
-    inputs.extend([HostInput::Mask, HostInput::RotaryCos, HostInput::RotarySin]);
+    inputs.push(HostInput::Mask);
+    let tables = RotaryTables::of(spec)?;
+    let mut used = BTreeSet::new();
+    for layer in shard.first..shard.end {
+        used.extend(tables.of_layer(spec.layer(layer)?));
+    }
+    for table in used {
+        inputs.extend([HostInput::RotaryCos(table), HostInput::RotarySin(table)]);
+    }
     for layer in shard.first..shard.end {
         for cache in Cache::ALL {
             inputs.push(HostInput::Past(cache, layer));
         }
     }
-    inputs
+    Ok(inputs)
 }
 
 /// The outputs with keys and values of a graph of `shard`, in the order of the graph.
@@ -149,22 +178,48 @@ pub fn cache_outputs(shard: &Shard) -> Vec<String> {
     outputs
 }
 
-/// The rotary embedding of `spec`. Not supported: none, or more than one, because there is one pair
-/// of cosines and sines.
-pub fn rotary(spec: &DecoderSpec) -> Result<&Rotary> {
-    let mut found = None;
-    for layer in &spec.layers {
-        let Some(rotary) = &layer.attention.rotary else {
-            continue;
-        };
-        if found.is_some_and(|found| found != rotary) {
-            return Err(not_supported(HOST, "layers of different RoPE"));
+/// The tables of cosines and sines of a decoder.
+pub struct RotaryTables<'a>(BTreeMap<RotaryTable, &'a Rotary>);
+
+impl<'a> RotaryTables<'a> {
+    /// The tables of `spec`. Not supported: none, and more than Genie has names for.
+    pub fn of(spec: &'a DecoderSpec) -> Result<Self> {
+        let mut by_window = BTreeMap::new();
+        let mut first = None;
+        let (mut is_one, mut is_one_by_window) = (true, true);
+        for layer in &spec.layers {
+            let Some(rotary) = &layer.attention.rotary else {
+                continue;
+            };
+            let table = match layer.attention.window {
+                Window::Full => RotaryTable::Global,
+                Window::Sliding(_) => RotaryTable::Local,
+            };
+            is_one &= *first.get_or_insert(rotary) == rotary;
+            is_one_by_window &= *by_window.entry(table).or_insert(rotary) == rotary;
         }
-        found = Some(rotary);
+        let Some(first) = first else {
+            return Err(not_supported(HOST, "a model without RoPE"));
+        };
+        if is_one {
+            Ok(RotaryTables([(RotaryTable::Global, first)].into()))
+        } else if is_one_by_window {
+            Ok(RotaryTables(by_window))
+        } else {
+            Err(not_supported(HOST, "layers of different RoPE"))
+        }
     }
-    match found {
-        Some(rotary) => Ok(rotary),
-        None => Err(not_supported(HOST, "a model without RoPE")),
+
+    /// Each table, and the rotary embedding that it is of.
+    pub fn iter(&self) -> impl Iterator<Item = (RotaryTable, &'a Rotary)> + '_ {
+        self.0.iter().map(|(table, rotary)| (*table, *rotary))
+    }
+
+    /// The table of `layer`; `None` if it has no RoPE.
+    pub fn of_layer(&self, layer: &Layer) -> Option<RotaryTable> {
+        let rotary = layer.attention.rotary.as_ref()?;
+        let (table, _) = self.iter().find(|(_, other)| *other == rotary)?;
+        Some(table)
     }
 }
 
@@ -178,17 +233,20 @@ pub struct Shapes {
     hidden: u64,
     kv_heads: u64,
     head_dim: u64,
-    rotary_dims: u64,
+    /// The rotated columns of a head: of the layers of each table.
+    global_dims: u64,
+    local_dims: u64,
 }
 
 impl Shapes {
     /// The shapes for graphs of `spec` with `tokens` tokens in a `context`. Not supported: layers
-    /// with different masks or rotary embeddings, because there is one input for all layers.
+    /// with different masks, because there is one input for all layers.
     pub fn new(spec: &DecoderSpec, tokens: u64, context: u64) -> Result<Self> {
         for layer in &spec.layers {
             let Attention {
                 // These are inside the graph.
                 qkv_bias: _,
+                fused_qkv: _,
                 qk_norm: _,
                 score_scale: _,
                 score_cap: _,
@@ -205,21 +263,29 @@ impl Shapes {
                 }
             }
         }
-        let Rotary {
-            layout: _,
-            dims,
-            // The host computes the table from them.
-            base: _,
-            scaling: _,
-            magnitude: _,
-        } = rotary(spec)?;
+        let (mut global_dims, mut local_dims) = (0, 0);
+        for (table, rotary) in RotaryTables::of(spec)?.iter() {
+            let Rotary {
+                layout: _,
+                dims,
+                // The host computes the table from them.
+                base: _,
+                scaling: _,
+                magnitude: _,
+            } = rotary;
+            match table {
+                RotaryTable::Global => global_dims = (*dims).into(),
+                RotaryTable::Local => local_dims = (*dims).into(),
+            }
+        }
         Ok(Shapes {
             tokens,
             context,
             hidden: spec.hidden.into(),
             kv_heads: spec.kv_heads.into(),
             head_dim: spec.head_dim.into(),
-            rotary_dims: (*dims).into(),
+            global_dims,
+            local_dims,
         })
     }
 
@@ -230,8 +296,12 @@ impl Shapes {
             HostInput::TokenIds => vec![1, self.tokens],
             HostInput::Embeddings => vec![1, self.tokens, self.hidden],
             HostInput::Mask => vec![1, 1, self.tokens, self.context],
-            HostInput::RotaryCos | HostInput::RotarySin => {
-                vec![1, 1, self.tokens, self.rotary_dims / 2]
+            HostInput::RotaryCos(table) | HostInput::RotarySin(table) => {
+                let dims = match table {
+                    RotaryTable::Global => self.global_dims,
+                    RotaryTable::Local => self.local_dims,
+                };
+                vec![1, 1, self.tokens, dims / 2]
             }
             HostInput::Past(Cache::Key, _) => vec![self.kv_heads, 1, self.head_dim, past],
             HostInput::Past(Cache::Value, _) => vec![self.kv_heads, 1, past, self.head_dim],
@@ -249,7 +319,7 @@ mod tests {
         let spec = DecoderSpec::tiny();
         let shapes = Shapes::new(&spec, 3, 16).unwrap();
         let mut found = vec![];
-        for input in inputs(&Shard::whole(&spec)) {
+        for input in inputs(&spec, &Shard::whole(&spec)).unwrap() {
             found.push(format!("{} {:?}", input.name(), shapes.of(input)));
         }
         assert_eq!(
@@ -286,7 +356,7 @@ mod tests {
         let shards = Shard::cut(&spec, 2, place).unwrap();
         let mut found = vec![];
         for shard in &shards {
-            let all = inputs(shard);
+            let all = inputs(&spec, shard).unwrap();
             found.push(format!(
                 "{} .. {}",
                 all[0].name(),
@@ -303,10 +373,36 @@ mod tests {
     }
 
     #[test]
+    fn layers_with_a_window_may_have_a_table_of_their_own() {
+        let mut spec = DecoderSpec::tiny();
+        let local = &mut spec.layers[0].attention;
+        local.window = Window::Sliding(16);
+        local.rotary.as_mut().unwrap().base = 1e6;
+        let tables = |shard: &Shard| {
+            let mut names = vec![];
+            for input in inputs(&spec, shard).unwrap() {
+                if let HostInput::RotaryCos(_) = input {
+                    names.push(input.name());
+                }
+            }
+            names
+        };
+        let [global, local] = ["position_ids_cos", "swa_position_ids_cos"];
+        assert_eq!(tables(&Shard::whole(&spec)), [global, local]);
+        let shards = Shard::cut(&spec, 2, Place::default()).unwrap();
+        assert_eq!(tables(&shards[0]), [local]);
+        assert_eq!(tables(&shards[1]), [global]);
+    }
+
+    #[test]
     fn an_input_is_found_by_its_name() {
         let spec = DecoderSpec::tiny();
-        let mut all = inputs(&Shard::whole(&spec));
-        all.push(HostInput::Embeddings);
+        let mut all = inputs(&spec, &Shard::whole(&spec)).unwrap();
+        all.extend([
+            HostInput::Embeddings,
+            HostInput::RotaryCos(RotaryTable::Local),
+            HostInput::RotarySin(RotaryTable::Local),
+        ]);
         for input in all {
             assert_eq!(HostInput::named(&input.name()), Some(input));
         }

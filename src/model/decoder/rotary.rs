@@ -9,7 +9,7 @@ const YARN_SLOW: f64 = 1.0;
 
 /// Rotary embedding: the pair of columns i of a head is rotated by the angle
 /// `position * base^(-2 i / dims) / divisor_i`, where [`Rotary::divisors`] is 1 unless the
-/// frequencies are scaled.
+/// frequencies are scaled. Columns from `dims` on stay as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rotary {
@@ -38,6 +38,16 @@ pub enum RopeScaling {
     Linear(f32),
     /// Frequency i is divided by number i; Llama 3.1 and later, tensor `rope_freqs.weight`.
     Divided(Vec<f32>),
+    /// LongRoPE: frequency i is divided by number i of one of two lists, by the length of the
+    /// context; tensors `rope_factors_short.weight` and `rope_factors_long.weight`.
+    LongRope {
+        /// The numbers for contexts of at most `original_context` tokens.
+        short: Vec<f32>,
+        /// The numbers for longer contexts.
+        long: Vec<f32>,
+        /// The context that the model was trained for before, in tokens.
+        original_context: u32,
+    },
     /// YaRN.
     Yarn {
         /// The factor of the lowest frequencies.
@@ -53,7 +63,7 @@ pub enum RopeScaling {
 pub enum RopeRows {
     /// Rows 2i and 2i+1 (GGUF files of `llama`).
     Interleaved,
-    /// Rows i and i + head_dim/2 (NeoX: `qwen2`, Hugging Face).
+    /// Rows i and i + dims/2 (NeoX: `qwen2`, Hugging Face).
     HalfSplit,
 }
 
@@ -62,7 +72,10 @@ impl RopeScaling {
     pub fn magnitude(&self) -> f32 {
         match self {
             RopeScaling::Yarn { factor, .. } => 1.0 + 0.1 * factor.ln(),
-            RopeScaling::None | RopeScaling::Linear(_) | RopeScaling::Divided(_) => 1.0,
+            RopeScaling::None
+            | RopeScaling::Linear(_)
+            | RopeScaling::Divided(_)
+            | RopeScaling::LongRope { .. } => 1.0,
         }
     }
 
@@ -93,6 +106,12 @@ impl Rotary {
                 let last = divisors.last().copied().unwrap_or(1.0);
                 format!("RoPE with frequencies divided by `rope_freqs.weight`, up to {last}")
             }
+            RopeScaling::LongRope {
+                original_context, ..
+            } => format!(
+                "RoPE with frequencies divided by `rope_factors_short.weight`, in contexts above \
+                 {original_context} by `rope_factors_long.weight`"
+            ),
             RopeScaling::Yarn {
                 factor,
                 original_context,
@@ -104,13 +123,26 @@ impl Rotary {
         Some(text)
     }
 
-    /// What the frequency of each pair of columns is divided by, `[dims / 2]`.
-    pub fn divisors(&self) -> Vec<f64> {
+    /// What the frequency of each pair of columns is divided by, `[dims / 2]`, in a model opened
+    /// with a `context` of so many tokens.
+    pub fn divisors(&self, context: u32) -> Vec<f64> {
         let pairs = self.dims as usize / 2;
         match &self.scaling {
             RopeScaling::None => vec![1.0; pairs],
             RopeScaling::Linear(factor) => vec![f64::from(*factor); pairs],
             RopeScaling::Divided(divisors) => divisors.iter().copied().map(f64::from).collect(),
+            RopeScaling::LongRope {
+                short,
+                long,
+                original_context,
+            } => {
+                let divisors = if context > *original_context {
+                    long
+                } else {
+                    short
+                };
+                divisors.iter().copied().map(f64::from).collect()
+            }
             RopeScaling::Yarn {
                 factor,
                 original_context,

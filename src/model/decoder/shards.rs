@@ -107,7 +107,7 @@ impl OuterModule {
             (OuterModule::Embedding, Role::Head) => false,
             (OuterModule::Head, Role::Head) => true,
             (OuterModule::Head, Role::Embedding) => spec.head.tied,
-            (_, Role::FinalNorm | Role::Layer(..) | Role::RotaryDivisors) => false,
+            (_, Role::FinalNorm | Role::Layer(..) | Role::RotaryDivisors(_)) => false,
         }
     }
 
@@ -281,7 +281,7 @@ impl Shard {
         match role {
             Role::Layer(layer, _) => (self.first..self.end).contains(&layer),
             Role::FinalNorm => self.is_last(),
-            Role::RotaryDivisors => false,
+            Role::RotaryDivisors(_) => false,
             Role::Embedding | Role::Head => {
                 self.has_embedding() && OuterModule::Embedding.reads(role, spec)
                     || self.has_head() && OuterModule::Head.reads(role, spec)

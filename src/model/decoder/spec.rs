@@ -19,7 +19,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::rotary::Rotary;
+use super::rotary::{RopeScaling, Rotary};
 use crate::base::{Code, Problem, Result};
 
 /// Most layers, as in llama.cpp (`LLAMA_MAX_LAYERS`).
@@ -89,6 +89,9 @@ pub struct Layer {
     /// The activation of the gate in the second branch.
     #[serde(default, skip_serializing_if = "is_default")]
     pub activation: Activation,
+    /// Whether the file has gate and up as one matrix, `ffn_up`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub fused_gate_up: bool,
     /// Both branches are multiplied by it before they are added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residual_scale: Option<f32>,
@@ -101,6 +104,9 @@ pub struct Attention {
     /// Whether q, k and v have biases.
     #[serde(default, skip_serializing_if = "is_default")]
     pub qkv_bias: bool,
+    /// Whether the file has q, k and v as one matrix, `attn_qkv`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub fused_qkv: bool,
     /// The normalization of queries and keys before they are rotated.
     #[serde(default, skip_serializing_if = "is_default")]
     pub qk_norm: QkNorm,
@@ -185,7 +191,12 @@ impl DecoderSpec {
     /// Where it differs from a plain decoder, in words.
     pub fn differences(&self) -> Vec<String> {
         let mut found: Vec<(String, usize)> = vec![];
-        for part in self.layers.iter().flat_map(Layer::differences) {
+        let is_base_unique = self.has_one_base();
+        for part in self
+            .layers
+            .iter()
+            .flat_map(|layer| layer.differences(self.head_dim, is_base_unique))
+        {
             match found.iter_mut().find(|(known, _)| *known == part) {
                 Some((_, count)) => *count += 1,
                 None => found.push((part, 1)),
@@ -212,6 +223,33 @@ impl DecoderSpec {
         texts
     }
 
+    /// Whether the result depends on the context that the model is opened with.
+    pub fn depends_on_context(&self) -> bool {
+        let mut rotaries = self.layers.iter().flat_map(|layer| &layer.attention.rotary);
+        rotaries.any(|rotary| matches!(rotary.scaling, RopeScaling::LongRope { .. }))
+    }
+
+    /// The tokens of the shortest sliding window, if a layer has one.
+    pub fn window(&self) -> Option<u32> {
+        let mut shortest = None;
+        for layer in &self.layers {
+            if let Window::Sliding(tokens) = layer.attention.window {
+                shortest = Some(shortest.unwrap_or(tokens).min(tokens));
+            }
+        }
+        shortest
+    }
+
+    /// Whether all rotary embeddings have the same base.
+    fn has_one_base(&self) -> bool {
+        let rotaries = self.layers.iter().flat_map(|layer| &layer.attention.rotary);
+        let mut bases = rotaries.map(|rotary| rotary.base);
+        match bases.next() {
+            Some(first) => bases.all(|base| base == first),
+            None => true,
+        }
+    }
+
     /// Whether any layer has biases on q, k and v.
     pub fn has_qkv_bias(&self) -> bool {
         self.layers.iter().any(|layer| layer.attention.qkv_bias)
@@ -231,16 +269,19 @@ impl Norms {
 }
 
 impl Layer {
-    /// Where it differs from a plain layer, in words. Biases are not among them.
-    fn differences(&self) -> Vec<String> {
+    /// Where it differs from a plain layer, in words. Biases and fused matrices are not among them.
+    /// The base of RoPE is, if it is not the same in all layers.
+    fn differences(&self, head_dim: u32, is_base_unique: bool) -> Vec<String> {
         let Layer {
             norms,
             attention,
             activation,
+            fused_gate_up: _,
             residual_scale,
         } = self;
         let Attention {
             qkv_bias: _,
+            fused_qkv: _,
             qk_norm,
             rotary,
             window,
@@ -256,7 +297,18 @@ impl Layer {
         }
         match rotary {
             None => texts.push("no RoPE".into()),
-            Some(rotary) => texts.extend(rotary.scaling_in_words()),
+            Some(rotary) => {
+                if !is_base_unique {
+                    texts.push(format!("RoPE with the base {}", rotary.base));
+                }
+                if rotary.dims != head_dim {
+                    let dims = rotary.dims;
+                    texts.push(format!(
+                        "RoPE of {dims} of the {head_dim} columns of a head"
+                    ));
+                }
+                texts.extend(rotary.scaling_in_words());
+            }
         }
         if *window != Window::default() {
             texts.push(window.to_string());
@@ -282,6 +334,7 @@ impl Layer {
             norms: Norms::default(),
             attention: Attention {
                 qkv_bias,
+                fused_qkv: false,
                 qk_norm: QkNorm::default(),
                 rotary: Some(rotary),
                 window: Window::default(),
@@ -289,6 +342,7 @@ impl Layer {
                 score_cap: None,
             },
             activation: Activation::default(),
+            fused_gate_up: false,
             residual_scale: None,
         }
     }
@@ -403,6 +457,22 @@ impl DecoderSpec {
                 let rotary = layer.attention.rotary.as_mut().unwrap();
                 rotary.scaling = super::RopeScaling::Divided(vec![1.0, 8.0]);
                 rotary.magnitude = Some(1.25);
+            }
+        });
+        add("RoPE that depends on the context", |spec| {
+            for layer in &mut spec.layers {
+                let rotary = layer.attention.rotary.as_mut().unwrap();
+                rotary.scaling = super::RopeScaling::LongRope {
+                    short: vec![1.0, 1.5],
+                    long: vec![1.0, 4.0],
+                    original_context: 12,
+                };
+            }
+        });
+        add("fused matrices", |spec| {
+            for layer in &mut spec.layers {
+                layer.attention.fused_qkv = true;
+                layer.fused_gate_up = true;
             }
         });
         add("a sliding window of 5 tokens", |spec| {

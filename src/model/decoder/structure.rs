@@ -195,11 +195,13 @@ impl TryFrom<ModelFacts> for DecoderSpec {
                         spec.head_dim
                     )));
                 }
-                let divisors = rotary.divisors().len();
-                if divisors != dims as usize / 2 {
-                    return Err(invalid(format!(
-                        "RoPE of {dims} columns has {divisors} divisors"
-                    )));
+                for context in [0, u32::MAX] {
+                    let divisors = rotary.divisors(context).len();
+                    if divisors != dims as usize / 2 {
+                        return Err(invalid(format!(
+                            "RoPE of {dims} columns has {divisors} divisors"
+                        )));
+                    }
                 }
             }
             spec.layers[index] = layer.clone();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::rotary::{RopeRows, RopeScaling, Rotary};
+use super::rotary::{RopeRows, RopeScaling};
 use super::spec::{DecoderSpec, Layer, QkNorm};
 use crate::model::weight::blob_owner;
 
@@ -16,9 +16,20 @@ pub enum Role {
     /// The matrix of the head.
     Head,
     /// What the frequencies of RoPE are divided by. They are part of the [`DecoderSpec`].
-    RotaryDivisors,
+    RotaryDivisors(ContextLength),
     /// A tensor of the layer of this number.
     Layer(u32, LayerTensor),
+}
+
+/// The contexts for which there are divisors of RoPE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContextLength {
+    /// All.
+    Any,
+    /// Those up to a limit.
+    Short,
+    /// Longer ones.
+    Long,
 }
 
 /// The role of a tensor in its layer.
@@ -52,6 +63,9 @@ pub enum LayerTensor {
     FeedForwardPostNorm,
 }
 
+/// The name of the rows of q, k and v in one tensor, without its layer and suffix.
+pub const FUSED_QKV: &str = "attn_qkv";
+
 /// A tensor that a decoder computes with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorSpec {
@@ -61,6 +75,8 @@ pub struct TensorSpec {
     pub shape: Vec<u64>,
     /// Its role.
     pub role: Role,
+    /// The tensor of the file that has its rows, alone or with other tensors.
+    pub stored_in: String,
     /// The number of its heads, if the file has the rows of each head in interleaved order.
     pub interleaved_heads: Option<u32>,
 }
@@ -72,7 +88,9 @@ impl Role {
             Role::Embedding => "token_embd".into(),
             Role::FinalNorm => "output_norm".into(),
             Role::Head => "output".into(),
-            Role::RotaryDivisors => "rope_freqs".into(),
+            Role::RotaryDivisors(ContextLength::Any) => "rope_freqs".into(),
+            Role::RotaryDivisors(ContextLength::Short) => "rope_factors_short".into(),
+            Role::RotaryDivisors(ContextLength::Long) => "rope_factors_long".into(),
             Role::Layer(layer, tensor) => format!("blk.{layer}.{}", tensor.stem()),
         }
     }
@@ -125,20 +143,63 @@ pub fn tensors(spec: &DecoderSpec) -> Vec<TensorSpec> {
         list.add(Role::Head, &[vocab, hidden]);
     }
     for layer in &spec.layers {
-        if let Some(Rotary {
-            scaling: RopeScaling::Divided(_),
-            dims,
-            ..
-        }) = &layer.attention.rotary
-        {
-            list.add(Role::RotaryDivisors, &[u64::from(*dims) / 2]);
-            break;
+        let Some(rotary) = &layer.attention.rotary else {
+            continue;
+        };
+        let contexts: &[ContextLength] = match rotary.scaling {
+            RopeScaling::Divided(_) => &[ContextLength::Any],
+            RopeScaling::LongRope { .. } => &[ContextLength::Long, ContextLength::Short],
+            RopeScaling::None | RopeScaling::Linear(_) | RopeScaling::Yarn { .. } => continue,
+        };
+        for context in contexts {
+            list.add(
+                Role::RotaryDivisors(*context),
+                &[u64::from(rotary.dims) / 2],
+            );
         }
+        break;
     }
     for (index, layer) in spec.layers.iter().enumerate() {
         list.add_layer(spec, index as u32, layer);
     }
     list.0
+}
+
+/// A tensor of a file, and the tensors that are its rows, in their order.
+pub struct StoredTensor {
+    /// Its name.
+    pub name: String,
+    /// At least one.
+    pub tensors: Vec<TensorSpec>,
+}
+
+impl StoredTensor {
+    /// The shape of the whole.
+    pub fn shape(&self) -> Vec<u64> {
+        let mut shape = self.tensors[0].shape.clone();
+        for tensor in &self.tensors[1..] {
+            shape[0] += tensor.shape[0];
+        }
+        shape
+    }
+}
+
+/// The tensors of a file with the decoder `spec`.
+pub fn stored(spec: &DecoderSpec) -> Vec<StoredTensor> {
+    let mut all: Vec<StoredTensor> = vec![];
+    let mut index_by_name = BTreeMap::new();
+    for tensor in tensors(spec) {
+        let name = tensor.stored_in.clone();
+        let index = *index_by_name.entry(name.clone()).or_insert(all.len());
+        if index == all.len() {
+            all.push(StoredTensor {
+                name,
+                tensors: vec![],
+            });
+        }
+        all[index].tensors.push(tensor);
+    }
+    all
 }
 
 /// Every tensor of `spec`, by name.
@@ -159,10 +220,16 @@ struct List(Vec<TensorSpec>);
 
 impl List {
     fn add(&mut self, role: Role, shape: &[u64]) {
+        self.add_rows(role, shape, role.weight());
+    }
+
+    /// Adds the matrix or the norm of `role`, which the file has in the tensor `stored_in`.
+    fn add_rows(&mut self, role: Role, shape: &[u64], stored_in: String) {
         self.0.push(TensorSpec {
             name: role.weight(),
             shape: shape.to_vec(),
             role,
+            stored_in,
             interleaved_heads: None,
         });
     }
@@ -186,6 +253,10 @@ impl List {
             (LayerTensor::Value, None, spec.kv_heads),
         ] {
             let (matrix, rows) = (role(tensor), u64::from(heads) * width);
+            let stored_in = |name: String, suffix: &str| match attention.fused_qkv {
+                true => format!("blk.{index}.{FUSED_QKV}.{suffix}"),
+                false => name,
+            };
             // RoPE and QK norm apply to queries and keys, not to values.
             let interleaved_heads = match norm {
                 Some(_) if is_interleaved => Some(heads),
@@ -195,6 +266,7 @@ impl List {
                 name: matrix.weight(),
                 shape: vec![rows, hidden],
                 role: matrix,
+                stored_in: stored_in(matrix.weight(), "weight"),
                 interleaved_heads,
             });
             if attention.qkv_bias {
@@ -202,6 +274,7 @@ impl List {
                     name: matrix.bias(),
                     shape: vec![rows],
                     role: matrix,
+                    stored_in: stored_in(matrix.bias(), "bias"),
                     interleaved_heads,
                 });
             }
@@ -221,8 +294,13 @@ impl List {
         if before {
             self.add(role(LayerTensor::FeedForwardNorm), &[hidden]);
         }
-        self.add(role(LayerTensor::Gate), &[ffn, hidden]);
-        self.add(role(LayerTensor::Up), &[ffn, hidden]);
+        let up = role(LayerTensor::Up).weight();
+        let gate = match layer.fused_gate_up {
+            true => up.clone(),
+            false => role(LayerTensor::Gate).weight(),
+        };
+        self.add_rows(role(LayerTensor::Gate), &[ffn, hidden], gate);
+        self.add_rows(role(LayerTensor::Up), &[ffn, hidden], up);
         self.add(role(LayerTensor::Down), &[hidden, ffn]);
         if after {
             self.add(role(LayerTensor::FeedForwardPostNorm), &[hidden]);
@@ -311,6 +389,32 @@ mod tests {
              blk.1.ffn_up.weight [12, 8]\n\
              blk.1.ffn_down.weight [8, 12]\n\
              blk.1.post_ffw_norm.weight [8]\n"
+        );
+    }
+
+    #[test]
+    fn fused_matrices_are_rows_of_one_tensor() {
+        let mut spec = DecoderSpec::tiny();
+        spec.layers.pop();
+        spec.layers[0].attention.fused_qkv = true;
+        spec.layers[0].attention.qkv_bias = true;
+        spec.layers[0].fused_gate_up = true;
+        let mut found = vec![];
+        for tensor in stored(&spec) {
+            if let [_, _, ..] = tensor.tensors[..] {
+                let names: Vec<&str> = tensor.tensors.iter().map(|one| &*one.name).collect();
+                found.push(format!("{} {:?} {names:?}", tensor.name, tensor.shape()));
+            }
+        }
+        let qkv = |suffix: &str| ["q", "k", "v"].map(|what| format!("blk.0.attn_{what}.{suffix}"));
+        assert_eq!(
+            found,
+            [
+                format!("blk.0.attn_qkv.weight [16, 8] {:?}", qkv("weight")),
+                format!("blk.0.attn_qkv.bias [16] {:?}", qkv("bias")),
+                r#"blk.0.ffn_up.weight [24, 8] ["blk.0.ffn_gate.weight", "blk.0.ffn_up.weight"]"#
+                    .into(),
+            ]
         );
     }
 

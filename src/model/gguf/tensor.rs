@@ -45,6 +45,26 @@ impl<'a> TensorInfo<'a> {
         }
     }
 
+    /// Its `rows` as a tensor called `name`. Rows are whole blocks.
+    pub fn some_rows<'b>(&self, name: &'b str, rows: Range<u64>) -> TensorInfo<'b> {
+        let all = self.shape.first().copied().unwrap_or(0);
+        let bytes = self.range.end - self.range.start;
+        let row_bytes = bytes.checked_div(all).unwrap_or(0);
+        let mut shape = self.shape.clone();
+        if let Some(extent) = shape.first_mut() {
+            *extent = rows.end - rows.start;
+        }
+        let start = self.range.start + rows.start * row_bytes;
+        let end = self.range.start + rows.end * row_bytes;
+        TensorInfo {
+            name,
+            shape,
+            ggml: self.ggml,
+            range: start..end,
+            file: self.file,
+        }
+    }
+
     /// Number of values.
     pub fn values(&self) -> u64 {
         self.shape.iter().product()

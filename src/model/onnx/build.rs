@@ -275,19 +275,25 @@ impl Builder {
             dims.iter().product::<u64>(),
             "{name}"
         );
-        let text: Vec<String> = dims.iter().map(u64::to_string).collect();
-        let shape = Value {
-            name: format!("shape.{}", text.join("x")),
-            dims: vec![dims.len() as u64],
+        let shape = self.integers("shape", dims);
+        self.node("Reshape", name, &[x, &shape], vec![], dims.into())
+    }
+
+    /// The constant vector of `numbers`, called `PREFIX.1x2x3`.
+    fn integers(&mut self, prefix: &str, numbers: &[u64]) -> Value {
+        let text: Vec<String> = numbers.iter().map(u64::to_string).collect();
+        let vector = Value {
+            name: format!("{prefix}.{}", text.join("x")),
+            dims: vec![numbers.len() as u64],
         };
-        if !self.initializers.contains_key(&shape.name) {
+        if !self.initializers.contains_key(&vector.name) {
             let mut raw_data = vec![];
-            for &n in dims {
+            for &n in numbers {
                 raw_data.extend((n as i64).to_le_bytes());
             }
-            self.initializer(shape.name.clone(), element::INT64, &shape.dims, raw_data);
+            self.initializer(vector.name.clone(), element::INT64, &vector.dims, raw_data);
         }
-        self.node("Reshape", name, &[x, &shape], vec![], dims.into())
+        vector
     }
 
     /// `parts` one after the other along `axis`.
@@ -304,6 +310,29 @@ impl Builder {
         let halves = ["low", "high"].map(|half| part_of(x, format!("{name}.{half}"), axis, 2));
         self.split(&format!("{name}.halves"), x, axis, &halves);
         halves
+    }
+
+    /// Splits `x` into parts of these `sizes` along its last axis, `NAME.WHAT` for each name.
+    pub fn pieces<const N: usize>(
+        &mut self,
+        name: &str,
+        x: &Value,
+        sizes: [(&str, u64); N],
+    ) -> [Value; N] {
+        let axis = x.dims.len() - 1;
+        let pieces = sizes.map(|(what, size)| {
+            let mut dims = x.dims.clone();
+            dims[axis] = size;
+            Value {
+                name: format!("{name}.{what}"),
+                dims,
+            }
+        });
+        let sizes = self.integers("sizes", &sizes.map(|(_, size)| size));
+        let attributes = vec![int("axis", axis as i64)];
+        let name = format!("{name}.pieces");
+        self.push("", "Split", &name, &[x, &sizes], attributes, &pieces);
+        pieces
     }
 
     /// Splits `x` into `count` equal parts along `axis`, `X.0` and so on.

@@ -19,11 +19,14 @@ use super::{Metadata, NORMAL, USER_DEFINED, vocabulary};
 /// The character that stands for a space.
 const SPACE: &str = "▁";
 
+/// Most bytes of a token: finding its parts takes the square of them. Real ones have at most 100.
+const MAX_TOKEN_BYTES: usize = 512;
+
 /// The tokenizer without its special tokens.
 pub(super) fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
     let vocab = vocabulary(metadata);
     let mut bpe = BPE::builder()
-        .vocab_and_merges(vocab, merges(metadata))
+        .vocab_and_merges(vocab, merges(metadata)?)
         .byte_fallback(true)
         .fuse_unk(true);
     if let Some(id) = metadata.unknown_token_id
@@ -64,7 +67,7 @@ struct Merge<'a> {
 
 /// Every pair of tokens that make another one: first those with the best score, among equals that of
 /// the lowest id.
-fn merges(metadata: &Metadata) -> Vec<(String, String)> {
+fn merges(metadata: &Metadata) -> tokenizers::Result<Vec<(String, String)>> {
     let kind = |id: usize| metadata.token_type.get(id).copied().unwrap_or(NORMAL);
     let mut parts = std::collections::HashMap::new();
     for (id, token) in metadata.tokens.iter().enumerate() {
@@ -76,6 +79,12 @@ fn merges(metadata: &Metadata) -> Vec<(String, String)> {
     for (id, token) in metadata.tokens.iter().enumerate() {
         if kind(id) != NORMAL {
             continue;
+        }
+        if token.len() > MAX_TOKEN_BYTES {
+            let bytes = token.len();
+            return Err(
+                format!("token {id} has {bytes} bytes, more than {MAX_TOKEN_BYTES}").into(),
+            );
         }
         for (cut, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(cut);
@@ -94,5 +103,41 @@ fn merges(metadata: &Metadata) -> Vec<(String, String)> {
     for Merge { left, right, .. } in all {
         merges.push((left.to_string(), right.to_string()));
     }
-    merges
+    Ok(merges)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::base::Result;
+    use crate::model::tokenizer::Tokenizer;
+    use serde_json::json;
+
+    fn tokenizer(tokens: &[&str]) -> Result<Tokenizer> {
+        let scores: Vec<f32> = (0..tokens.len()).map(|id| -(id as f32)).collect();
+        let metadata = json!({
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": vec![1; tokens.len()],
+            "tokenizer.ggml.scores": scores,
+        });
+        Tokenizer::from_metadata(&serde_json::to_vec(&metadata).unwrap())
+    }
+
+    #[test]
+    fn the_best_score_is_merged_first() {
+        let tokens = ["bc", "ab", "▁", "a", "b", "c"];
+        let encode = |text| tokenizer(&tokens).unwrap().encode(text).unwrap();
+        assert_eq!(encode("abc"), [2, 3, 0]);
+        assert_eq!(encode("ab a"), [2, 1, 2, 3]);
+        let decoded = tokenizer(&tokens).unwrap().decode(&[2, 3, 0]);
+        assert_eq!(decoded.unwrap(), "abc");
+    }
+
+    #[test]
+    fn a_token_of_unbounded_length_is_refused() {
+        let long = "a".repeat(super::MAX_TOKEN_BYTES + 1);
+        let problem = tokenizer(&["a", &long]).err().unwrap();
+        assert_eq!(problem.causes, ["token 1 has 513 bytes, more than 512"]);
+        assert!(tokenizer(&["a", &long[1..]]).is_ok());
+    }
 }

@@ -183,7 +183,7 @@ struct Uses {
     /// Scores with the mask added: by class, the class of the scores.
     masked: BTreeMap<usize, usize>,
     cache: BTreeSet<usize>,
-    /// Cosines and sines, between -1 and 1.
+    /// Cosines and sines.
     rotary: BTreeSet<usize>,
     mask: Option<usize>,
     /// The rows of an embedding.
@@ -197,7 +197,9 @@ impl Uses {
             let class = classes.of(&input.name);
             match HostInput::named(&input.name) {
                 Some(HostInput::Mask) => uses.mask = class,
-                Some(HostInput::RotaryCos | HostInput::RotarySin) => uses.rotary.extend(class),
+                Some(HostInput::RotaryCos(_) | HostInput::RotarySin(_)) => {
+                    uses.rotary.extend(class)
+                }
                 Some(HostInput::Past(..)) => uses.cache.extend(class),
                 Some(HostInput::TokenIds | HostInput::Embeddings) | None => {}
             }
@@ -313,7 +315,8 @@ impl<'a> Chooser<'a> {
         } else if uses.mask == Some(class) {
             Grid::over(bits, -mask_depth, 0.0)
         } else if uses.rotary.contains(&class) {
-            Grid::symmetric(bits, 1.0)
+            // RoPE may multiply them by a number above 1.
+            Grid::symmetric(bits, statistics.max.max(-statistics.min).max(1.0))
         } else if bits == 8 {
             // There are few codes: one in ten thousand values is clipped.
             Grid::symmetric(bits, statistics.p99_99)

@@ -7,13 +7,15 @@
 //! VTCM: for several tokens by query head, for one token by key head, with its query heads as rows.
 //! The prefill of two layers takes 3.1 ms instead of 5.5, and nothing spills (docs/speed.md).
 
+use std::collections::BTreeMap;
+
 use super::centre::KeyCentre;
 use super::decoder::{Branch, Decoder, GRAPH, HostValues};
 use crate::base::Result;
 use crate::model::calibration::{KEY_SHIFT, KEY_TURN};
-use crate::model::decoder::inputs::{Cache, HostInput};
+use crate::model::decoder::inputs::{Cache, HostInput, RotaryTable, RotaryTables};
 use crate::model::decoder::tensors::{LayerTensor, Role};
-use crate::model::decoder::{Attention, Layer, QkNorm, Rotary, not_supported};
+use crate::model::decoder::{Attention, Layer, QkNorm, not_supported};
 use crate::model::onnx::{Builder, Function, Value, gain};
 use crate::model::weight::WeightForm;
 
@@ -23,11 +25,16 @@ const ROTATED: &str = "key.rotated";
 /// What every layer reads.
 pub(super) struct Shared {
     mask: Value,
-    /// `[1, tokens, 1, head_dim / 2]`.
+    tables: BTreeMap<RotaryTable, Table>,
+}
+
+/// Cosines and sines.
+struct Table {
+    /// `[1, tokens, 1, dims / 2]`.
     cos: Value,
     /// The same shape.
     sin: Value,
-    /// If keys are centred: `[1 - cos, sin]` of each position, `[1, 1, tokens, head_dim]`.
+    /// If keys are centred: `[1 - cos, sin]` of each position, `[1, 1, tokens, dims]`.
     rotation: Option<Value>,
 }
 
@@ -35,25 +42,28 @@ impl Decoder<'_> {
     /// Declares what every layer reads.
     pub(super) fn declare_shared(&mut self, host: &HostValues) -> Result<Shared> {
         let mask = host.get(HostInput::Mask)?.clone();
-        let cos = host.get(HostInput::RotaryCos)?.clone();
-        let sin = host.get(HostInput::RotarySin)?.clone();
-        let rotation = if self.centres.is_empty() {
-            None
-        } else {
-            Some(versines_and_sines(&mut self.graph, &cos, &sin))
-        };
-        let dims = [
-            1,
-            self.profile.tokens,
-            1,
-            u64::from(self.model.head_dim) / 2,
-        ];
-        Ok(Shared {
-            mask,
-            cos: self.graph.reshape("cos_of_tokens", &cos, &dims),
-            sin: self.graph.reshape("sin_of_tokens", &sin, &dims),
-            rotation,
-        })
+        let mut tables = BTreeMap::new();
+        for table in RotaryTable::ALL {
+            // A shard whose layers do not read a table has no such input.
+            let Some(cos) = host.find(HostInput::RotaryCos(table)) else {
+                continue;
+            };
+            let sin = host.get(HostInput::RotarySin(table))?;
+            let rotation = if self.centres.is_empty() {
+                None
+            } else {
+                Some(versines_and_sines(&mut self.graph, table, cos, sin))
+            };
+            let dims = [1, self.profile.tokens, 1, cos.dims[3]];
+            let name = |what: &str| format!("{}{what}", table.prefix());
+            let table_of_tokens = Table {
+                cos: self.graph.reshape(&name("cos_of_tokens"), cos, &dims),
+                sin: self.graph.reshape(&name("sin_of_tokens"), sin, &dims),
+                rotation,
+            };
+            tables.insert(table, table_of_tokens);
+        }
+        Ok(Shared { mask, tables })
     }
 
     /// What attention adds to the residual stream, and the new key and value.
@@ -68,14 +78,20 @@ impl Decoder<'_> {
         let Attention {
             // A bias is added if there is a weight of its name.
             qkv_bias,
+            // `inspect` cuts them.
+            fused_qkv: _,
             qk_norm,
-            rotary,
+            // The host computes the table.
+            rotary: _,
             // `Shapes::new` refuses a window shorter than the context.
             window: _,
             score_scale,
             score_cap,
         } = &spec.attention;
-        self.check_rotary(rotary.as_ref())?;
+        let table = match RotaryTables::of(self.model)?.of_layer(spec) {
+            Some(table) => shared.tables.get(&table),
+            None => None,
+        };
         if *qkv_bias && !spec.norms.before() {
             // It would be multiplied by the factor of the stored residual stream.
             return Err(not_supported(GRAPH, "biases without RMSNorm before them"));
@@ -101,8 +117,8 @@ impl Decoder<'_> {
         let q = self.heads(&name("query.split"), &q, heads, *qk_norm, q_norm);
 
         let g = &mut self.graph;
-        let q = match rotary {
-            Some(_) => rotate(g, &name("query"), &q, shared),
+        let q = match table {
+            Some(table) => rotate(g, &name("query"), &q, table),
             None => q,
         };
         let scale = g.scalar(&scale_name, scale);
@@ -110,13 +126,14 @@ impl Decoder<'_> {
 
         let k = self.heads(&name("key.split"), &k, kv_heads, *qk_norm, k_norm);
         let g = &mut self.graph;
-        let k = match (rotary, self.centres.get(&layer), &shared.rotation) {
+        let rotation = table.and_then(|table| table.rotation.as_ref());
+        let k = match (table, self.centres.get(&layer), rotation) {
             (None, ..) => g.reshape(&name("key"), &k, &[1, tokens, kv_heads, width]),
-            (Some(_), Some(centre), Some(rotation)) => {
-                let k = rotate(g, &name(ROTATED), &k, shared);
+            (Some(table), Some(centre), Some(rotation)) => {
+                let k = rotate(g, &name(ROTATED), &k, table);
                 centre_key(g, &name("key"), &k, centre, rotation)
             }
-            (Some(_), ..) => rotate(g, &name("key"), &k, shared),
+            (Some(table), ..) => rotate(g, &name("key"), &k, table),
         };
         let k = g.transpose(&Cache::Key.output(layer), &k, [2, 0, 3, 1]);
         let v = g.reshape(&name("value.split"), &v, &[1, tokens, kv_heads, width]);
@@ -150,27 +167,6 @@ impl Decoder<'_> {
                 self.graph.reshape(name, &x, &dims)
             }
         }
-    }
-
-    /// Refuses RoPE that this graph cannot compute.
-    fn check_rotary(&self, rotary: Option<&Rotary>) -> Result<()> {
-        let Some(rotary) = rotary else {
-            return Ok(());
-        };
-        let Rotary {
-            // `requant` writes the rows of all files in half-split order.
-            layout: _,
-            dims,
-            // The host computes cosines and sines from them.
-            base: _,
-            scaling: _,
-            magnitude: _,
-        } = rotary;
-        if *dims != self.model.head_dim {
-            let part = format!("RoPE of {dims} of {} columns", self.model.head_dim);
-            return Err(not_supported(GRAPH, part));
-        }
-        Ok(())
     }
 
     /// The values of each head, weighted by the softmax of its scores: `[1, 1, tokens, heads *
@@ -234,31 +230,42 @@ impl Decoder<'_> {
 /// `[1 - cos, sin]` of each position, with `1 - cos = sin^2 / (1 + cos)`, which keeps its digits
 /// for small angles. Angles of a quarter turn or more are multiplied by zeros only: there a
 /// negative cosine is replaced by 0, so that nothing is divided by zero.
-fn versines_and_sines(g: &mut Builder, cos: &Value, sin: &Value) -> Value {
+fn versines_and_sines(g: &mut Builder, table: RotaryTable, cos: &Value, sin: &Value) -> Value {
+    let name = format!("{}key_turn", table.prefix());
+    let part = |what: &str| format!("{name}.{what}");
     let one = g.scalar("one", 1.0);
-    let square = g.elementwise("Mul", "key_turn.sin_square", sin, sin);
-    let positive = g.relu("key_turn.cos_positive", cos);
-    let divisor = g.elementwise("Add", "key_turn.cos_and_one", &positive, &one);
-    let versine = g.elementwise("Div", "key_turn.versine", &square, &divisor);
-    g.concat("key_turn", &[&versine, sin], 3)
+    let square = g.elementwise("Mul", &part("sin_square"), sin, sin);
+    let positive = g.relu(&part("cos_positive"), cos);
+    let divisor = g.elementwise("Add", &part("cos_and_one"), &positive, &one);
+    let versine = g.elementwise("Div", &part("versine"), &square, &divisor);
+    g.concat(&name, &[&versine, sin], 3)
 }
 
 /// Rotary embedding of `x`, `[1, tokens, heads, head_dim]`: column i of each head is rotated with
-/// column i + head_dim/2.
-fn rotate(g: &mut Builder, name: &str, x: &Value, shared: &Shared) -> Value {
+/// column i + dims/2. Columns from dims on stay as they are.
+fn rotate(g: &mut Builder, name: &str, x: &Value, Table { cos, sin, .. }: &Table) -> Value {
     let part = |what: &str| format!("{name}.{what}");
-    let [low, high] = g.halves(name, x);
-    let low_cos = g.elementwise("Mul", &part("low_cos"), &low, &shared.cos);
-    let high_sin = g.elementwise("Mul", &part("high_sin"), &high, &shared.sin);
-    let high_cos = g.elementwise("Mul", &part("high_cos"), &high, &shared.cos);
-    let low_sin = g.elementwise("Mul", &part("low_sin"), &low, &shared.sin);
+    let (width, half) = (x.dims[3], cos.dims[3]);
+    let (low, high, rest) = if width == 2 * half {
+        let [low, high] = g.halves(name, x);
+        (low, high, None)
+    } else {
+        let sizes = [("low", half), ("high", half), ("rest", width - 2 * half)];
+        let [low, high, rest] = g.pieces(name, x, sizes);
+        (low, high, Some(rest))
+    };
+    let low_cos = g.elementwise("Mul", &part("low_cos"), &low, cos);
+    let high_sin = g.elementwise("Mul", &part("high_sin"), &high, sin);
+    let high_cos = g.elementwise("Mul", &part("high_cos"), &high, cos);
+    let low_sin = g.elementwise("Mul", &part("low_sin"), &low, sin);
     let new_low = g.elementwise("Sub", &part("low_turned"), &low_cos, &high_sin);
     let new_high = g.elementwise("Add", &part("high_turned"), &high_cos, &low_sin);
-    g.concat(name, &[&new_low, &new_high], 3)
+    let mut columns = vec![&new_low, &new_high];
+    columns.extend(&rest);
+    g.concat(name, &columns, 3)
 }
 
-/// Subtracts their centre from the rotated keys `k`, `[1, tokens, heads, head_dim]` (`centre.rs`). `rotation` is `[1 - cos, sin]`
-/// of each position.
+/// Subtracts their centre from the rotated keys `k`, `[1, tokens, heads, head_dim]` (`centre.rs`).
 ///
 /// The constant is the bias of a linear layer, not an operand: Qualcomm's compiler pads a constant
 /// that is added to one token with what is in memory, so that the same graph would not compile to

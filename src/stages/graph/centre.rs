@@ -45,7 +45,7 @@ pub(super) struct Keys {
 impl Keys {
     /// The keys of a layer of `model` with this RoPE. Refused: heads of which some columns are not
     /// rotated.
-    pub(super) fn new(model: &DecoderSpec, rotary: &Rotary) -> Result<Self> {
+    pub(super) fn new(model: &DecoderSpec, rotary: &Rotary, context: u32) -> Result<Self> {
         let Rotary {
             // `requant` writes the rows of all files in half-split order.
             layout: _,
@@ -62,13 +62,13 @@ impl Keys {
         }
         if *dims != model.head_dim {
             let part = format!("RoPE of {dims} of {} columns", model.head_dim);
-            return Err(not_supported(CENTRING, part));
+            return Err(not_supported(CENTRING, part).help("set `key_centre = \"none\"`"));
         }
         Ok(Keys {
             heads: model.kv_heads as usize,
             head_dim: model.head_dim as usize,
             base: f64::from(*base),
-            divisors: rotary.divisors(),
+            divisors: rotary.divisors(context),
         })
     }
 
@@ -304,10 +304,10 @@ mod tests {
     fn partly_rotated_heads_are_refused() {
         let spec = DecoderSpec::tiny();
         let mut rotary = spec.layers[0].attention.rotary.clone().unwrap();
-        assert!(Keys::new(&spec, &rotary).is_ok());
+        assert!(Keys::new(&spec, &rotary, 64).is_ok());
         rotary.dims = 2;
         assert_eq!(
-            Keys::new(&spec, &rotary).unwrap_err().message,
+            Keys::new(&spec, &rotary, 64).unwrap_err().message,
             "key centring does not support RoPE of 2 of 4 columns"
         );
     }

@@ -67,7 +67,7 @@ impl KeyCentring {
             let Some(rotary) = &attention.rotary else {
                 return Err(not_supported(CENTRING, "layers without RoPE"));
             };
-            let keys = Keys::new(model, rotary)?;
+            let keys = Keys::new(model, rotary, context)?;
             let centre = match &means {
                 None => KeyCentre::by_bias(&keys, context, &bias.unwrap_or_default())?,
                 Some(means) => {

@@ -64,7 +64,10 @@ impl Decoder<'_> {
         let Embedding { scale } = self.model.embedding;
         let role = Role::Embedding;
         let table = self.weight(&role.weight());
-        let (weight, attributes) = self.form(&role.weight(), -self.profile.residual_exponent);
+        let k = self.profile.residual_exponent;
+        // With a scale the rows stay as they are: the scale takes the exponent.
+        let gain = if scale.is_some() { 0 } else { -k };
+        let (weight, attributes) = self.form(&role.weight(), gain);
         let mut dims = ids.dims.clone();
         dims.push(self.model.hidden.into());
         let mut inputs = vec![ids];
@@ -76,7 +79,7 @@ impl Decoder<'_> {
             Some(scale) => {
                 let rows = format!("{name}.unscaled");
                 let rows = g.call(function, &rows, &inputs, attributes, dims);
-                g.scaled(name, &rows, scale)
+                g.scaled(name, &rows, scale * 2f32.powi(-k))
             }
         }
     }

@@ -2,11 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::Params;
+use super::{Params, rotary};
 use crate::artifact::bundle::{EXTENSIONS, TOKENIZER};
 use crate::base::{Code, Problem, Result};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::inputs::RotaryTables;
 use crate::model::decoder::shards::{Place, Processor};
-use crate::model::decoder::{DecoderSpec, RopeScaling, Rotary, inputs, not_supported};
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Soc;
 
@@ -57,7 +58,7 @@ impl Bundle<'_> {
             Some(token) => json!(token),
             None => json!(-1),
         };
-        let rotary = inputs::rotary(model)?;
+        let tables = RotaryTables::of(model)?;
         let mut config = json!({
             "dialog": {
                 "version": 1,
@@ -103,7 +104,7 @@ impl Bundle<'_> {
                 },
             },
         });
-        add_rotary(&mut config["dialog"]["engine"], rotary)?;
+        rotary::add(&mut config["dialog"]["engine"], &tables, self.context)?;
         if self.place.embedding == Processor::Cpu {
             // libGenie was tested with a table of this type and a graph in fp16.
             let mut embedding = json!({
@@ -155,160 +156,5 @@ impl Bundle<'_> {
             config["chat_template"] = json!(template);
         }
         Ok(config)
-    }
-}
-
-/// Adds what Genie needs to compute cosines and sines to its settings of the engine.
-fn add_rotary(engine: &mut Value, rotary: &Rotary) -> Result<()> {
-    let Rotary {
-        layout: _,
-        dims,
-        base,
-        scaling,
-        magnitude,
-    } = rotary;
-    let theta = f64::from(*base);
-    let theta = if theta.fract() == 0.0 && theta < 1e15 {
-        json!(theta as u64)
-    } else {
-        json!(theta)
-    };
-    if let Some(magnitude) = magnitude {
-        return Err(not_supported(
-            GENIE,
-            format!("RoPE whose cosines and sines are multiplied by {magnitude}"),
-        ));
-    }
-    let scaling = match scaling {
-        RopeScaling::None => {
-            let htp = &mut engine["backend"]["QnnHtp"];
-            htp["pos-id-dim"] = json!(dims / 2);
-            htp["rope-theta"] = theta;
-            return Ok(());
-        }
-        RopeScaling::Linear(factor) => json!({ "rope-type": "linear", "factor": factor }),
-        RopeScaling::Divided(divisors) => match llama3_factor(rotary, divisors) {
-            Some(factor) => json!({
-                "rope-type": "llama3",
-                "factor": factor,
-                "low-freq-factor": LLAMA3_LOW,
-                "high-freq-factor": LLAMA3_HIGH,
-                "original-max-position-embeddings": LLAMA3_CONTEXT,
-            }),
-            // With a factor of 1, Genie does not scale cosines and sines.
-            None => json!({
-                "rope-type": "longrope",
-                "factor": 1.0,
-                "original-max-position-embeddings": LLAMA3_CONTEXT,
-                "short-factor": divisors,
-                "long-factor": divisors,
-            }),
-        },
-        RopeScaling::Yarn { .. } => return Err(not_supported(GENIE, "RoPE with YaRN")),
-    };
-    engine["model"]["positional-encoding"] = json!({
-        "type": "rope",
-        "rope-dim": dims / 2,
-        "rope-theta": theta,
-        "rope-scaling": scaling,
-    });
-    Ok(())
-}
-
-/// Genie in messages.
-const GENIE: &str = "kiln's configuration of Genie";
-
-/// The constants of Llama 3.1 and later. A GGUF has only the divisors that follow from them.
-const LLAMA3_LOW: f64 = 1.0;
-const LLAMA3_HIGH: f64 = 4.0;
-const LLAMA3_CONTEXT: u32 = 8192;
-
-/// The factor from which the `divisors` of a Llama 3 follow; `None` if they are others.
-///
-/// A wavelength below `context / high` is not divided, one above `context / low` is divided by the
-/// factor, and between them is a mix (`convert_hf_to_gguf.py` of llama.cpp).
-fn llama3_factor(rotary: &Rotary, divisors: &[f32]) -> Option<f32> {
-    let factor = divisors.last().copied()?;
-    let context = f64::from(LLAMA3_CONTEXT);
-    for (i, divisor) in divisors.iter().enumerate() {
-        let exponent = 2.0 * i as f64 / f64::from(rotary.dims);
-        let wavelength = std::f64::consts::TAU * libm::pow(f64::from(rotary.base), exponent);
-        let expected = if wavelength < context / LLAMA3_HIGH {
-            1.0
-        } else if wavelength > context / LLAMA3_LOW {
-            f64::from(factor)
-        } else {
-            let mix = (context / wavelength - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW);
-            ((1.0 - mix) / f64::from(factor) + mix).recip()
-        };
-        if (f64::from(*divisor) - expected).abs() > 1e-5 * expected {
-            return None;
-        }
-    }
-    Some(factor)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::decoder::RopeRows;
-
-    fn engine(scaling: RopeScaling) -> Result<Value> {
-        let mut rotary = Rotary::plain(RopeRows::HalfSplit, 8, 500000.0);
-        rotary.scaling = scaling;
-        let mut engine = json!({ "backend": { "QnnHtp": {} }, "model": {} });
-        add_rotary(&mut engine, &rotary)?;
-        Ok(engine)
-    }
-
-    #[test]
-    fn plain_rotary_is_two_numbers() {
-        assert_eq!(
-            engine(RopeScaling::None).unwrap(),
-            json!({ "backend": { "QnnHtp": { "pos-id-dim": 4, "rope-theta": 500000 } }, "model": {} })
-        );
-    }
-
-    /// The divisors of Llama 3.2 with heads of 8 columns: wavelengths of 6, 167, 4443 and 118144.
-    #[test]
-    fn divisors_of_llama_3_are_recognized() {
-        let mix = (8192.0 / 4442.882938158366 - 1.0) / 3.0;
-        let third = (1.0 / ((1.0 - mix) / 32.0 + mix)) as f32;
-        let encoding = |divisors: [f32; 4]| {
-            let engine = engine(RopeScaling::Divided(divisors.to_vec())).unwrap();
-            assert_eq!(engine["backend"]["QnnHtp"], json!({}));
-            engine["model"]["positional-encoding"].clone()
-        };
-        assert_eq!(
-            encoding([1.0, 1.0, third, 32.0]),
-            json!({
-                "type": "rope",
-                "rope-dim": 4,
-                "rope-theta": 500000,
-                "rope-scaling": {
-                    "rope-type": "llama3",
-                    "factor": 32.0,
-                    "low-freq-factor": 1.0,
-                    "high-freq-factor": 4.0,
-                    "original-max-position-embeddings": 8192,
-                },
-            })
-        );
-        let other = &encoding([1.0, 1.5, third, 32.0])["rope-scaling"];
-        assert_eq!(other["rope-type"], "longrope");
-        assert_eq!(other["long-factor"], json!([1.0, 1.5, third, 32.0]));
-    }
-
-    #[test]
-    fn what_genie_cannot_compute_is_refused() {
-        let yarn = RopeScaling::Yarn {
-            factor: 4.0,
-            original_context: 32768,
-        };
-        let problem = engine(yarn).unwrap_err();
-        assert_eq!(
-            problem.message,
-            "kiln's configuration of Genie does not support RoPE with YaRN"
-        );
     }
 }

@@ -8,11 +8,11 @@ use crate::action::{Job, Part};
 use crate::artifact::context::CPU;
 use crate::artifact::weight::Weight;
 use crate::base::{CanonJson, Code, Context, Problem, Result};
-use crate::model::decoder::Embedding;
 use crate::model::decoder::shards::OuterModule;
 use crate::model::decoder::tensors::Role;
 use crate::model::facts::ArrayFacts;
 use crate::model::onnx;
+use crate::model::onnx::proto::element;
 use crate::model::weight::Element;
 
 /// Bytes that are written at a time.
@@ -24,11 +24,9 @@ pub(super) struct Table {
     pub(super) sha256: [u8; 32],
 }
 
-/// Writes the table from the graph and the weights below `cpu/` in the inputs of `job`; `embedding`
-/// is that of the model.
-pub(super) fn write(job: &Job, embedding: &Embedding) -> Result<Table> {
-    let gain = read_gain(job)?;
-    let scale = embedding.scale.unwrap_or(1.0);
+/// Writes the table from the graph and the weights below `cpu/` in the inputs of `job`.
+pub(super) fn write(job: &Job) -> Result<Table> {
+    let factor = read_factor(job)?;
     let folder = format!("{CPU}/weights/{}", Role::Embedding.weight());
     let weight = Weight::read(job, &folder)?;
     let (mut values, mut bytes) = (vec![0.0; weight.columns], Vec::with_capacity(CHUNK_BYTES));
@@ -36,7 +34,7 @@ pub(super) fn write(job: &Job, embedding: &Embedding) -> Result<Table> {
     for row in 0..weight.rows {
         weight.row(row, &mut values);
         for value in &values {
-            bytes.extend((value * gain * scale).to_le_bytes());
+            bytes.extend((value * factor).to_le_bytes());
         }
         if bytes.len() >= CHUNK_BYTES || row + 1 == weight.rows {
             job.check_cancelled()?;
@@ -62,24 +60,29 @@ pub(super) fn write(job: &Job, embedding: &Embedding) -> Result<Table> {
     })
 }
 
-/// The power of two by which the graph of the embedding multiplies its rows.
-fn read_gain(job: &Job) -> Result<f32> {
+/// The factor by which the graph of the embedding multiplies its rows: the gain of the lookup, times
+/// the only number in the graph, if there is one.
+fn read_factor(job: &Job) -> Result<f32> {
     let file = format!(
         "{CPU}/{}.onnx",
         OuterModule::Embedding.graph_stem("prefill")
     );
-    let model = onnx::decode(&job.read(&file)?)?;
-    for node in &model.graph.unwrap_or_default().node {
-        for attribute in &node.attribute {
-            if attribute.name == "gain"
-                && let Some(gain) = attribute.f
-            {
-                return Ok(gain);
-            }
+    let graph = onnx::decode(&job.read(&file)?)?.graph.unwrap_or_default();
+    let mut attributes = graph.node.iter().flat_map(|node| &node.attribute);
+    let gain = attributes.find(|attribute| attribute.name == "gain");
+    let Some(gain) = gain.and_then(|attribute| attribute.f) else {
+        return Err(Problem::new(
+            Code::PackageTable,
+            format!("`{file}` has no attribute `gain`"),
+        ));
+    };
+    let mut factor = gain;
+    for constant in &graph.initializer {
+        if let Ok(bytes) = constant.raw_data.as_slice().try_into()
+            && constant.data_type == element::FLOAT
+        {
+            factor *= f32::from_le_bytes(bytes);
         }
     }
-    Err(Problem::new(
-        Code::PackageTable,
-        format!("`{file}` has no attribute `gain`"),
-    ))
+    Ok(factor)
 }

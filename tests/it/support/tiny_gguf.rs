@@ -25,8 +25,8 @@ pub struct TinyGguf {
     tied: bool,
     /// Further keys without the name of the architecture.
     keys: Vec<(&'static str, Value)>,
-    /// The numbers of `rope_freqs.weight`.
-    rope_divisors: Vec<f32>,
+    /// Tensors of divisors of RoPE, without `.weight`.
+    rope_divisors: Vec<(&'static str, Vec<f32>)>,
     /// Whether `lpbq-32-shifted` can hold the matrices exactly.
     shifted: bool,
     seed: u64,
@@ -105,28 +105,93 @@ impl TinyGguf {
         }
     }
 
+    /// phi3: q, k and v in one matrix, gate and up in another, 12 of 16 columns of a head rotated, and
+    /// LongRoPE for contexts above 16.
+    pub fn phi3() -> Self {
+        TinyGguf {
+            architecture: "phi3",
+            bias: false,
+            ..TinyGguf::qwen2()
+        }
+        .keys(&[
+            ("rope.dimension_count", 12.into()),
+            ("rope.scaling.original_context_length", 16.into()),
+            ("rope.scaling.attn_factor", 1.25.into()),
+            ("attention.sliding_window", 8.into()),
+        ])
+        .divisors("rope_factors_long", &[1.0, 1.0, 1.25, 2.0, 4.0, 8.0])
+        .divisors("rope_factors_short", &[1.0, 1.0, 1.0, 1.0, 1.5, 1.75])
+    }
+
+    /// gemma2: norms around the branches, GELU, low caps of scores and logits, and an embedding
+    /// that is scaled.
+    pub fn gemma2() -> Self {
+        TinyGguf {
+            architecture: "gemma2",
+            head_dim: Some(32),
+            bias: false,
+            tied: true,
+            ..TinyGguf::qwen2()
+        }
+        .keys(&[
+            ("attn_logit_softcapping", 0.75.into()),
+            ("final_logit_softcapping", 1.5.into()),
+            ("attention.sliding_window", 32.into()),
+        ])
+    }
+
+    /// gemma3: seven layers, of which all but the sixth have a sliding window and a RoPE of their
+    /// own, norms around the branches and of each head, GELU.
+    pub fn gemma3() -> Self {
+        TinyGguf {
+            architecture: "gemma3",
+            layers: 7,
+            ..TinyGguf::gemma2()
+        }
+        .without_keys()
+        .keys(&[
+            ("rope.freq_base", 1e6.into()),
+            ("rope.scaling.type", "linear".into()),
+            ("rope.scaling.factor", 8.0.into()),
+            ("attention.sliding_window", 32.into()),
+        ])
+    }
+
+    fn without_keys(mut self) -> Self {
+        self.keys.clear();
+        self
+    }
+
     /// This file with more keys and without their defaults.
     pub fn keys(mut self, keys: &[(&'static str, Value)]) -> Self {
         self.keys.extend(keys.iter().cloned());
         self
     }
 
-    /// Whether frequencies of RoPE are divided by `rope_freqs.weight`.
-    pub fn rope_divisors(mut self, divisors: &[f32]) -> Self {
-        self.rope_divisors = divisors.to_vec();
+    /// What the frequencies of RoPE are divided by: the numbers of `NAME.weight`.
+    pub fn divisors(mut self, name: &'static str, divisors: &[f32]) -> Self {
+        self.rope_divisors.push((name, divisors.to_vec()));
         self
     }
 
     /// One model of each architecture.
     pub fn all() -> Vec<Self> {
         vec![
+            TinyGguf::gemma2(),
+            TinyGguf::gemma3(),
             TinyGguf::granite(),
             TinyGguf::llama(),
             TinyGguf::olmo2(),
+            TinyGguf::phi3(),
             TinyGguf::qwen2(),
             TinyGguf::qwen3(),
             TinyGguf::smollm3(),
         ]
+    }
+
+    /// Its name in the file.
+    pub fn architecture(&self) -> &'static str {
+        self.architecture
     }
 
     /// Number of layers.
@@ -223,18 +288,11 @@ impl TinyGguf {
         for (key, value) in &self.keys {
             file.set(&arch(key), value.clone());
         }
-        if !self.rope_divisors.is_empty() {
-            let bytes = self
-                .rope_divisors
-                .iter()
-                .flat_map(|number| number.to_le_bytes());
-            let count = self.rope_divisors.len() as u64;
-            file.tensor(
-                "rope_freqs.weight",
-                &[count],
-                Quant::F32 as u32,
-                bytes.collect(),
-            );
+        for (name, divisors) in &self.rope_divisors {
+            let bytes = divisors.iter().flat_map(|number| number.to_le_bytes());
+            let name = format!("{name}.weight");
+            let shape = [divisors.len() as u64];
+            file.tensor(&name, &shape, Quant::F32 as u32, bytes.collect());
         }
         file.set("tokenizer.ggml.model", "gpt2");
         file.set(
@@ -276,8 +334,11 @@ impl TinyGguf {
             let mut add = |name: &str, rows, columns| {
                 all.push((format!("blk.{layer}.{name}"), rows, columns))
             };
-            let has_norm_after = self.architecture == "olmo2";
-            if !has_norm_after {
+            let is_gemma = self.architecture.starts_with("gemma");
+            let has_norm_after = is_gemma || self.architecture == "olmo2";
+            let has_norm_before = self.architecture != "olmo2";
+            let is_fused = self.architecture == "phi3";
+            if has_norm_before {
                 add("attn_norm.weight", 0, hidden);
             }
             match self.architecture {
@@ -285,13 +346,17 @@ impl TinyGguf {
                     add("attn_q_norm.weight", 0, q);
                     add("attn_k_norm.weight", 0, kv);
                 }
-                "qwen3" => {
+                "qwen3" | "gemma3" => {
                     add("attn_q_norm.weight", 0, head_dim);
                     add("attn_k_norm.weight", 0, head_dim);
                 }
                 _ => {}
             }
-            for (name, rows) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
+            let rows_of_matrices = match is_fused {
+                true => vec![("attn_qkv", q + 2 * kv)],
+                false => vec![("attn_q", q), ("attn_k", kv), ("attn_v", kv)],
+            };
+            for (name, rows) in rows_of_matrices {
                 add(&format!("{name}.weight"), rows, hidden);
                 if self.bias {
                     add(&format!("{name}.bias"), 0, rows);
@@ -301,11 +366,16 @@ impl TinyGguf {
             if has_norm_after {
                 add("post_attention_norm.weight", 0, hidden);
                 add("post_ffw_norm.weight", 0, hidden);
-            } else {
+            }
+            if has_norm_before {
                 add("ffn_norm.weight", 0, hidden);
             }
-            add("ffn_gate.weight", ffn, hidden);
-            add("ffn_up.weight", ffn, hidden);
+            if is_fused {
+                add("ffn_up.weight", 2 * ffn, hidden);
+            } else {
+                add("ffn_gate.weight", ffn, hidden);
+                add("ffn_up.weight", ffn, hidden);
+            }
             add("ffn_down.weight", hidden, ffn);
         }
         all

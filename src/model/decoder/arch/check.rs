@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::refuse_all;
 use crate::base::{Code, Result};
 use crate::model::decoder::DecoderSpec;
-use crate::model::decoder::tensors::tensors;
+use crate::model::decoder::tensors::stored;
 use crate::model::gguf::{Gguf, quoted};
 
 /// Lists every tensor that is missing, has another shape, or is not part of the model. A tensor
@@ -16,9 +16,13 @@ pub(super) fn check(gguf: &Gguf, spec: &DecoderSpec) -> Result<()> {
         shapes.insert(tensor.name, &tensor.shape);
     }
     let mut errors = vec![];
-    for tensor in tensors(spec) {
+    for tensor in stored(spec) {
         // A missing embedding is read as one with 0 rows. Expect 1 row, so that it does not match.
-        let shape: Vec<u64> = tensor.shape.iter().map(|extent| (*extent).max(1)).collect();
+        let shape: Vec<u64> = tensor
+            .shape()
+            .iter()
+            .map(|extent| (*extent).max(1))
+            .collect();
         let name = &tensor.name;
         match shapes.remove(name.as_str()) {
             Some(found) if found == shape => {}

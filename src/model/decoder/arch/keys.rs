@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::refuse_all;
 use crate::base::{Code, Result};
-use crate::model::decoder::tensors::{LayerTensor, Role};
+use crate::model::decoder::tensors::{ContextLength, FUSED_QKV, LayerTensor, Role};
 use crate::model::decoder::{
     DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, RopeRows, RopeScaling, Rotary,
 };
@@ -60,8 +60,8 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Reads the keys of RoPE's scaling, and the divisors in `rope_freqs.weight`. Without a type,
-    /// llama.cpp takes `linear`.
+    /// Reads the keys of RoPE's scaling, and the tensors of divisors. Without a type, llama.cpp takes
+    /// `linear`.
     fn read_scaling(&mut self, rotary: &mut Rotary, context_length: u32) {
         let kind: &str = self.optional("rope.scaling.type").unwrap_or("linear");
         let old_factor = self.factor("rope.scale_linear");
@@ -76,34 +76,26 @@ impl<'a> Keys<'a> {
         self.check(factor > 0.0, || {
             format!("the factor of RoPE's scaling is {factor}")
         });
-        let divisors = self.rope_divisors();
-        self.check(
-            divisors.is_none() || matches!(kind, "none" | "linear"),
-            || {
-                format!(
-                    "`rope_freqs.weight` with RoPE scaling {} is not supported",
-                    Value::Str(kind)
-                )
+        let divisors = self.divisors(ContextLength::Any, factor);
+        let short = self.divisors(ContextLength::Short, factor);
+        let long = self.divisors(ContextLength::Long, factor);
+        rotary.scaling = match (kind, divisors, short.zip(long)) {
+            ("none", None, None) => RopeScaling::None,
+            ("linear", None, None) if factor == 1.0 => RopeScaling::None,
+            ("linear", None, None) => RopeScaling::Linear(factor),
+            ("none" | "linear", Some(divisors), None) => RopeScaling::Divided(divisors),
+            ("none" | "linear" | "longrope", None, Some((short, long))) => RopeScaling::LongRope {
+                short,
+                long,
+                original_context,
             },
-        );
-        rotary.scaling = match (kind, divisors) {
-            ("none", None) => RopeScaling::None,
-            ("linear", None) if factor == 1.0 => RopeScaling::None,
-            ("linear", None) => RopeScaling::Linear(factor),
-            ("none", Some(divisors)) => RopeScaling::Divided(divisors),
-            ("linear", Some(divisors)) => RopeScaling::Divided(
-                divisors
-                    .into_iter()
-                    .map(|divisor| divisor * factor)
-                    .collect(),
-            ),
-            ("yarn", _) => RopeScaling::Yarn {
+            ("yarn", None, None) => RopeScaling::Yarn {
                 factor,
                 original_context,
             },
             _ => {
                 self.errors.push(format!(
-                    "RoPE scaling {} is not supported",
+                    "RoPE scaling {} with the tensors `rope_*` of this file is not supported",
                     Value::Str(kind)
                 ));
                 RopeScaling::None
@@ -113,10 +105,10 @@ impl<'a> Keys<'a> {
         rotary.magnitude = (magnitude != 1.0).then_some(magnitude);
     }
 
-    /// The numbers of `rope_freqs.weight`, if the file has it; ones if only its header is known.
-    /// `check.rs` checks how many there are.
-    fn rope_divisors(&mut self) -> Option<Vec<f32>> {
-        let name = Role::RotaryDivisors.weight();
+    /// The divisors for the contexts `of`, if the file has a tensor of them, times `factor`; ones if
+    /// only its header is known. `check.rs` checks how many there are.
+    fn divisors(&mut self, of: ContextLength, factor: f32) -> Option<Vec<f32>> {
+        let name = Role::RotaryDivisors(of).weight();
         let gguf = self.gguf;
         let tensor = gguf.tensors.iter().find(|tensor| tensor.name == name)?;
         let is_valid = tensor.ggml.name == "F32" && tensor.values() <= MAX_DIVISORS;
@@ -130,10 +122,11 @@ impl<'a> Keys<'a> {
         }
         let mut divisors = vec![];
         for bytes in numbers {
-            divisors.push(match gguf.order {
+            let divisor = match gguf.order {
                 ByteOrder::Little => f32::from_le_bytes(*bytes),
                 ByteOrder::Big => f32::from_be_bytes(*bytes),
-            });
+            };
+            divisors.push(divisor * factor);
         }
         let are_positive = divisors
             .iter()
@@ -160,9 +153,51 @@ impl<'a> Keys<'a> {
         Some(factor)
     }
 
+    /// A soft cap: the value of `key`, which must be above 0; `None` if it is missing.
+    pub(super) fn cap(&mut self, key: &str) -> Option<f32> {
+        let cap: f32 = self.optional(key)?;
+        self.check(cap > 0.0, || format!("`{key}` is {cap}"));
+        Some(cap)
+    }
+
+    /// Whether each of `count` layers has a sliding window: in each period all but the last one, or
+    /// as an array says.
+    pub(super) fn local_layers(&mut self, period: u32, count: u32) -> Vec<bool> {
+        let key = "attention.sliding_window_pattern";
+        let pattern = self.optional(key).unwrap_or(Value::U32(period));
+        let mut are_local = vec![];
+        if let Value::Array(flags) = pattern {
+            for flag in flags.iter() {
+                are_local.extend(bool::from_value(&flag));
+            }
+        } else if let Some(period) = u32::from_value(&pattern) {
+            for layer in 0..count {
+                are_local.push(layer.checked_rem(period).is_none_or(|at| at + 1 < period));
+            }
+        }
+        self.check(are_local.len() == count as usize, || {
+            format!("`{key}` is neither a number nor an array of {count} bools")
+        });
+        are_local
+    }
+
+    /// Reads `key` and has no use for it.
+    pub(super) fn ignore(&mut self, key: &str) {
+        self.mark_read(key);
+    }
+
+    /// It is an error if `key` is there and is not `expected`.
+    pub(super) fn require_equal(&mut self, key: &str, expected: u32) {
+        let found = self.optional(key).unwrap_or(expected);
+        self.check(found == expected, || {
+            format!("`{key}` is {found}, but heads are {expected} wide")
+        });
+    }
+
     /// Whether the file has biases on q, k and v. Many architectures allow them.
     pub(super) fn has_qkv_bias(&self) -> bool {
         self.has_tensor(&Role::Layer(0, LayerTensor::Query).bias())
+            || self.has_tensor(&format!("blk.0.{FUSED_QKV}.bias"))
     }
 
     /// Whether the file has the tensor `name`.
@@ -201,6 +236,8 @@ impl<'a> Keys<'a> {
         );
         let mut rotary = Rotary::plain(layout, head_dim, base);
         self.read_scaling(&mut rotary, context_length);
+        let mut layer = Layer::plain(rotary, qkv_bias);
+        layer.attention.fused_qkv = self.has_tensor(&format!("blk.0.{FUSED_QKV}.weight"));
         DecoderSpec {
             architecture: self.prefix.into(),
             context_length,
@@ -212,7 +249,7 @@ impl<'a> Keys<'a> {
             head_dim,
             rms_epsilon,
             embedding: Embedding::default(),
-            layers: vec![Layer::plain(rotary, qkv_bias); block_count.min(MAX_LAYERS) as usize],
+            layers: vec![layer; block_count.min(MAX_LAYERS) as usize],
             head: Head {
                 tied: !self.has_tensor(&Role::Head.weight()),
                 scale: None,
@@ -293,10 +330,9 @@ impl<'a> Keys<'a> {
             format!("{heads} query heads cannot share {kv_heads} heads of keys and values")
         });
         for key in ["attention.value_length", "rope.dimension_count"] {
-            let width = self.unread(key).unwrap_or(head_dim);
-            self.check(width == head_dim, || {
-                format!("`{key}` is {width}, but heads are {head_dim} wide")
-            });
+            if !self.read.contains(key) {
+                self.require_equal(key, head_dim);
+            }
         }
     }
 
@@ -306,10 +342,16 @@ impl<'a> Keys<'a> {
             format!("the epsilon of RMSNorm is {epsilon}")
         });
         for layer in &spec.layers {
-            if let Some(Rotary { base, .. }) = layer.attention.rotary
-                && base <= 0.0
-            {
-                self.errors.push(format!("the base of RoPE is {base}"));
+            let Some(Rotary { base, dims, .. }) = layer.attention.rotary else {
+                continue;
+            };
+            let (is_base, width) = (base > 0.0, spec.head_dim);
+            let is_width = dims > 0 && dims.is_multiple_of(2) && dims <= width;
+            self.check(is_base, || format!("the base of RoPE is {base}"));
+            self.check(is_width || width == 0, || {
+                format!("RoPE rotates {dims} columns of a head of {width}")
+            });
+            if !is_base || !is_width {
                 break;
             }
         }

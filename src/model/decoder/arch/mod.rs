@@ -2,10 +2,14 @@
 //! differently is an error. An architecture is one file and one line in [`ARCHITECTURES`].
 
 mod check;
+mod gemma;
+mod gemma2;
+mod gemma3;
 mod granite;
 mod keys;
 mod llama;
 mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod smollm3;
@@ -29,9 +33,12 @@ struct Architecture {
 
 /// Every architecture.
 static ARCHITECTURES: &[&Architecture] = &[
+    &gemma2::GEMMA2,
+    &gemma3::GEMMA3,
     &granite::GRANITE,
     &llama::LLAMA,
     &olmo2::OLMO2,
+    &phi3::PHI3,
     &qwen2::QWEN2,
     &qwen3::QWEN3,
     &smollm3::SMOLLM3,
@@ -71,11 +78,6 @@ static REFUSED: &[(&[&str], &str)] = &[
         &["gemma3n", "gemma4"],
         "it has embeddings for each layer, and layers that share their keys and values",
     ),
-    (
-        &["gemma", "gemma2", "gemma3"],
-        "kiln does not read its files yet",
-    ),
-    (&["phi3"], "kiln cannot yet cut its fused matrices"),
     (
         &["mistral3"],
         "its queries are multiplied by a factor that depends on their position",
@@ -275,9 +277,12 @@ mod tests {
         assert_eq!(
             layouts,
             [
+                ("gemma2", RopeRows::HalfSplit),
+                ("gemma3", RopeRows::HalfSplit),
                 ("granite", RopeRows::Interleaved),
                 ("llama", RopeRows::Interleaved),
                 ("olmo2", RopeRows::HalfSplit),
+                ("phi3", RopeRows::HalfSplit),
                 ("qwen2", RopeRows::HalfSplit),
                 ("qwen3", RopeRows::HalfSplit),
                 ("smollm3", RopeRows::Interleaved),
