@@ -10,6 +10,8 @@
 //! - A norm that computes in fp16 over 16 tokens is not rounded: QNN 2.51 computes wrong numbers
 //!   where a layer multiplies its codes, and right ones for every other number of tokens tried (1
 //!   to 272).
+//! - A norm has at least 64 values: QNN 2.51 computes wrong numbers for heads of 16 and 32 columns,
+//!   and right ones for 64, 96, 128, 160 and 256.
 
 use std::collections::BTreeMap;
 
@@ -36,6 +38,9 @@ pub fn lint(graphs: &[&ModelProto]) -> Result<()> {
 
 /// The number of tokens for which QNN 2.51 computes rounded norms wrong.
 const BROKEN_TOKENS: u64 = 16;
+
+/// The fewest values of a norm that QNN 2.51 computes right.
+const LEAST_NORM: u64 = 64;
 
 /// A cache as an input or output: a description of the value, and its grid.
 type CacheUse = (String, Option<Grid>);
@@ -198,10 +203,20 @@ impl Linter<'_> {
 
     fn check_norm(&mut self, node: &NodeProto) {
         let y = first_name(&node.output);
-        let tokens = match self.checked.types.get(y) {
-            Some(value_type) => value_type.dims.iter().rev().nth(1),
-            None => None,
+        let mut dims = match self.checked.types.get(y) {
+            Some(value_type) => value_type.dims.iter().rev(),
+            None => [].iter().rev(),
         };
+        let (width, tokens) = (dims.next(), dims.next());
+        if let Some(width) = width
+            && *width < LEAST_NORM
+        {
+            let what = format!(
+                "is a norm over {width} values, which the device computes wrong: at least \
+                 {LEAST_NORM} are needed"
+            );
+            self.add_finding(y, what);
+        }
         let is_rounded = self.rounded_to(y).is_some() && !self.encodings.norm_on_codes(node);
         if is_rounded && tokens == Some(&BROKEN_TOKENS) {
             let what = format!(
@@ -347,16 +362,17 @@ mod tests {
     }
 
     #[test]
-    fn a_norm_over_16_tokens_is_not_rounded() {
-        let findings = |tokens, rounded: &[&str]| {
+    fn a_norm_over_few_values_or_rounded_over_16_tokens_is_refused() {
+        let findings = |tokens, width, rounded: &[&str]| {
             let mut grids = BTreeMap::new();
             for name in rounded {
                 grids.insert(name.to_string(), Grid::unit(16));
             }
             let mut builder = Builder::rounding(grids);
-            let dims = [1, 1, tokens, 4];
+            let dims = [1, 1, tokens, width];
             let x = builder.input("x", element::FLOAT, &dims);
-            let gamma = builder.constant("gamma", &[4], &[1.0; 4]);
+            let ones = vec![1.0; width as usize];
+            let gamma = builder.constant("gamma", &[width], &ones);
             let y = builder.call(
                 Function::RmsNorm,
                 "y",
@@ -368,15 +384,22 @@ mod tests {
             find_errors(&[&builder.finish("g")]).unwrap()
         };
         assert_eq!(
-            findings(16, &["y"]),
+            findings(16, 64, &["y"]),
             [
                 "`y.exact` of g is rounded after a norm in fp16 over 16 tokens, which the device \
                  computes wrong: choose another `prefill`"
             ]
         );
-        assert!(findings(16, &[]).is_empty());
-        assert!(findings(17, &["y"]).is_empty());
-        assert!(findings(16, &["x", "y"]).is_empty(), "a norm on codes");
+        assert!(findings(16, 64, &[]).is_empty());
+        assert!(findings(17, 64, &["y"]).is_empty());
+        assert!(findings(16, 64, &["x", "y"]).is_empty(), "a norm on codes");
+        assert_eq!(
+            findings(8, 32, &[]),
+            [
+                "`y` of g is a norm over 32 values, which the device computes wrong: at least 64 \
+                 are needed"
+            ]
+        );
     }
 
     #[test]

@@ -80,16 +80,18 @@ impl TinyGguf {
     pub fn olmo2() -> Self {
         TinyGguf {
             architecture: "olmo2",
+            kv_heads: 4,
             bias: false,
             ..TinyGguf::qwen2()
         }
     }
 
-    /// qwen3: heads of 32 columns, twice the width of the residual stream, with norms of q and k.
+    /// qwen3: heads of 64 columns, together four times as wide as the residual stream, with norms of
+    /// q and k.
     pub fn qwen3() -> Self {
         TinyGguf {
             architecture: "qwen3",
-            head_dim: Some(32),
+            head_dim: Some(64),
             bias: false,
             tied: true,
             ..TinyGguf::qwen2()
@@ -146,6 +148,7 @@ impl TinyGguf {
         TinyGguf {
             architecture: "gemma3",
             layers: 7,
+            head_dim: Some(64),
             ..TinyGguf::gemma2()
         }
         .without_keys()
