@@ -74,8 +74,8 @@ fn a_quantize_dequantize_pair_becomes_a_tensor_encoding() {
 #[test]
 fn a_norm_computes_on_codes_with_a_gamma_in_codes_of_its_own() {
     let write = |g: &mut Builder| {
-        let x = g.input("x", element::FLOAT, &[2, 2, 2, 2]);
-        let gamma = g.constant("norm/values", &[2], &[-1.0, 3.0]);
+        let x = g.input("x", element::FLOAT, &[2, 2, 2, 64]);
+        let gamma = g.constant("norm/values", &[64], &[-1.0, 3.0].repeat(32));
         let attributes = vec![float("epsilon", 0.5)];
         let y = g.call(
             Function::RmsNorm,
@@ -88,14 +88,14 @@ fn a_norm_computes_on_codes_with_a_gamma_in_codes_of_its_own() {
     };
     let both = [("x", 16, 0.5, 0), ("y", 16, 0.5, 32768)];
     assert_eq!(
-        ops(&both, write),
-        "input x: q16\noutput y: q16\ny: q16 = RmsNorm(x, <norm: q16 [2]>, epsilon=0.5, \
+        ops(&both, write).replace(" [2, 2, 2, 64]", ""),
+        "input x: q16\noutput y: q16\ny: q16 = RmsNorm(x, <norm: q16 [64]>, epsilon=0.5, \
          axes=[3])\n"
     );
     assert_eq!(
-        ops(&both[..1], write),
+        ops(&both[..1], write).replace(" [2, 2, 2, 64]", ""),
         "input x: q16\noutput y: f16\nx.halves: f16 = Dequantize(x)\ny: f16 = RmsNorm(x.halves, \
-         <norm: f16 [2]>, epsilon=0.5, axes=[3])\n"
+         <norm: f16 [64]>, epsilon=0.5, axes=[3])\n"
     );
 
     let mut builder = Builder::rounding(grids(&both));
@@ -106,7 +106,7 @@ fn a_norm_computes_on_codes_with_a_gamma_in_codes_of_its_own() {
         panic!()
     };
     let data = source().unwrap();
-    assert_eq!(data.bytes, [0, 0, 255, 255]);
+    assert_eq!(data.bytes, [0, 0, 255, 255].repeat(32));
     let encoding = Encoding::ScaleOffset {
         scale: 4.0 / 65535.0,
         offset: -16384,

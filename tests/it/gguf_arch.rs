@@ -90,7 +90,7 @@ fn unknown_architectures_are_rejected() {
     );
     assert_eq!(
         problem.help.unwrap(),
-        "kiln supports granite, llama, olmo2, qwen2, qwen3, smollm3"
+        "kiln supports gemma2, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3"
     );
     file.keys.clear();
     check_rejected(&file, &["metadata key `general.architecture` is missing"]);
@@ -160,6 +160,11 @@ fn unsupported_features_are_rejected() {
         "llama.rope.scaling.type",
         "dynamic",
         "RoPE scaling dynamic is not supported",
+    );
+    check_key_rejected(
+        "llama.rope.scaling.type",
+        "longrope",
+        "RoPE scaling longrope with these tensors `rope_*` is not supported",
     );
     check_key_rejected(
         "llama.rope.scaling.factor",

@@ -112,7 +112,7 @@ fn unsupported_models_are_rejected_before_writing() {
         1,
         &[
             "architecture `mamba` is not supported",
-            "kiln supports granite, llama",
+            "kiln supports gemma2, gemma3, granite, llama",
         ],
     );
     check_fails(

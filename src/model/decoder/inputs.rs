@@ -8,7 +8,8 @@
 //! | `attention_mask` | f32 | `[1, 1, T, C]` | 0 for attention, else a large negative number |
 //! | `position_ids_cos` | f32 | `[1, 1, T, dims / 2]` | cosines of the angles of each position |
 //! | `position_ids_sin` | f32 | `[1, 1, T, dims / 2]` | sines of them |
-//! | `swa_position_ids_cos`, `swa_position_ids_sin` | f32 | `[1, 1, T, dims / 2]` | the same for layers with a sliding window, if these have another RoPE |
+//! | `swa_position_ids_cos` | f32 | `[1, 1, T, dims / 2]` | cosines of layers with another RoPE |
+//! | `swa_position_ids_sin` | f32 | `[1, 1, T, dims / 2]` | sines of them |
 //! | `past_key_N_in` | f32 | `[kv_heads, 1, head_dim, C - T]` | the cached keys of layer N |
 //! | `past_value_N_in` | f32 | `[kv_heads, 1, C - T, head_dim]` | its cached values |
 //!

@@ -94,10 +94,15 @@ impl<'a> Keys<'a> {
                 original_context,
             },
             _ => {
-                self.errors.push(format!(
-                    "RoPE scaling {} with the tensors `rope_*` of this file is not supported",
-                    Value::Str(kind)
-                ));
+                let is_known = matches!(kind, "none" | "linear" | "longrope" | "yarn");
+                let tensors = if is_known {
+                    " with these tensors `rope_*`"
+                } else {
+                    ""
+                };
+                let kind = Value::Str(kind);
+                self.errors
+                    .push(format!("RoPE scaling {kind}{tensors} is not supported"));
                 RopeScaling::None
             }
         };
