@@ -11,8 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Blob, Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, Part, PartName,
-    StageSpec, TypedStage,
+    Blob, Demand, InputSpec, Inputs, Isolation, Job, Order, Outputs, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Code, Context, Problem, Result};
@@ -116,7 +116,7 @@ impl TypedStage for ReferenceStage {
             params.context = None;
         }
         let (_, text) = inputs.one("text")?.only()?;
-        let peak = demand(&params, model)?;
+        let peak = demand(&params, &spec);
         let mut order = Order::new("", params).input("text", text).demand(peak);
         for name in ["model.json", "tokenizer.json"] {
             order = order.input(name, model.part(name)?);
@@ -223,8 +223,7 @@ fn continue_greedily(
 /// The larger of two peaks. A piece of the logits twice, which is all logits of a small model. Or
 /// the values of a layer: of each token of a batch the residual stream and what is computed from
 /// it, and of one text the scores of the heads that share a key.
-fn demand(params: &Params, model: &Manifest) -> Result<Demand> {
-    let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
+fn demand(params: &Params, spec: &DecoderSpec) -> Demand {
     let [tokens, vocab, ffn, hidden] =
         [params.tokens, spec.vocab, spec.ffn, spec.hidden].map(u64::from);
     let group = u64::from(spec.heads.div_ceil(spec.kv_heads.max(1)));
@@ -241,11 +240,11 @@ fn demand(params: &Params, model: &Manifest) -> Result<Demand> {
         Ok(count) => count.get() as u32,
         Err(_) => 1,
     };
-    Ok(Demand {
+    Demand {
         memory_bytes,
         threads,
         isolation: Isolation::Process,
-    })
+    }
 }
 
 fn write_f32(sink: &mut impl Write, values: &[f32]) -> Result<()> {

@@ -6,6 +6,7 @@
 //! the transpose of Q from the left. The head of a tied decoder gets a matrix of its own, because
 //! the norm before it is not part of the embedding.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use rayon::prelude::*;
@@ -18,7 +19,7 @@ use crate::action::{
     TypedStage,
 };
 use crate::base::{CanonJson, Code, Context, Problem, Result};
-use crate::model::decoder::tensors::{LayerTensor, Role, TensorSpec, tensors};
+use crate::model::decoder::tensors::{LayerTensor, Role, TensorSpec, by_name, tensors};
 use crate::model::decoder::{DecoderSpec, ModelFacts, Norms, not_supported};
 use crate::model::facts::MetadataFacts;
 use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder, TensorFacts, decode, write_numbers};
@@ -94,6 +95,7 @@ impl TypedStage for Rotate {
         let rotator = Rotator {
             job,
             spec: &spec,
+            tensors: by_name(&spec),
             rotation: Rotation::new(spec.hidden)?,
             element: match params.to {
                 Number::F16 => Element::F16,
@@ -179,6 +181,8 @@ fn demand(spec: &DecoderSpec) -> Demand {
 struct Rotator<'a> {
     job: &'a Job<'a>,
     spec: &'a DecoderSpec,
+    /// The tensors of the source.
+    tensors: BTreeMap<String, TensorSpec>,
     rotation: Rotation,
     /// The type of the rotated matrices.
     element: Element,
@@ -242,12 +246,18 @@ impl Rotator<'_> {
         }
     }
 
+    /// Refused: a tensor that has not the shape of the decoder.
     fn source(&self, name: &str) -> Result<Source> {
         let input = format!("tensors/{name}");
-        Ok(Source {
-            facts: self.job.input(&input)?.facts.read()?,
-            bytes: self.job.read(&input)?,
-        })
+        let facts: TensorFacts = self.job.input(&input)?.facts.read()?;
+        let expected = self.tensors.get(name).map(|tensor| &tensor.shape);
+        if expected != Some(&facts.shape) {
+            let found = &facts.shape;
+            let message = format!("`{name}` has shape {found:?}, expected {expected:?}");
+            return Err(Problem::new(Code::ModelTensor, message));
+        }
+        let bytes = self.job.read(&input)?;
+        Ok(Source { facts, bytes })
     }
 
     /// The tensor of the source, unchanged.

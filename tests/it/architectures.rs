@@ -98,56 +98,55 @@ fn scaled() -> Vec<TinyGguf> {
 
 /// Files that differ from [`TinyGguf::all`] in one part, and what they are.
 fn changed() -> Vec<(&'static str, GgufFile, GgufFile)> {
+    let changes: [(TinyGguf, &[(&'static str, Field)]); 4] = [
+        (
+            TinyGguf::granite(),
+            &[
+                ("granite.embedding_scale", 12.5.into()),
+                ("granite.attention.scale", 0.25.into()),
+                ("granite.residual_scale", 0.25.into()),
+                ("granite.logit_scale", 4.0.into()),
+                ("granite.attention.layer_norm_rms_epsilon", 0.1.into()),
+                ("granite.rope.scaling.finetuned", Field::Bool(0)),
+            ],
+        ),
+        (
+            TinyGguf::phi3(),
+            &[
+                ("phi3.rope.scaling.attn_factor", 1.0.into()),
+                ("phi3.rope.scaling.original_context_length", 512.into()),
+            ],
+        ),
+        (
+            TinyGguf::gemma2(),
+            &[
+                ("gemma2.attn_logit_softcapping", 50.0.into()),
+                ("gemma2.final_logit_softcapping", 30.0.into()),
+                ("gemma2.attention.sliding_window", 6.into()),
+                ("gemma2.rope.freq_base", 1000.0.into()),
+            ],
+        ),
+        (
+            TinyGguf::gemma3(),
+            &[
+                ("gemma3.attention.sliding_window", 6.into()),
+                ("gemma3.attention.sliding_window_pattern", 2.into()),
+                ("gemma3.rope.freq_base", 100.0.into()),
+                ("gemma3.rope.freq_base_swa", 100.0.into()),
+                ("gemma3.rope.scaling.factor", 1.0.into()),
+                ("gemma3.final_logit_softcapping", 1.5.into()),
+            ],
+        ),
+    ];
     let mut all = vec![];
-    let file = TinyGguf::granite().matrices(Quant::F32).file();
-    for (key, value) in [
-        ("granite.embedding_scale", 12.5),
-        ("granite.attention.scale", 0.25),
-        ("granite.residual_scale", 0.25),
-        ("granite.logit_scale", 4.0),
-        ("granite.attention.layer_norm_rms_epsilon", 0.1),
-    ] {
-        let mut other = file.clone();
-        other.set(key, value);
-        all.push((key, file.clone(), other));
+    for (model, keys) in changes {
+        let file = model.matrices(Quant::F32).file();
+        for (key, value) in keys {
+            let mut other = file.clone();
+            other.set(key, value.clone());
+            all.push((*key, file.clone(), other));
+        }
     }
-    let file = TinyGguf::phi3().matrices(Quant::F32).file();
-    for (key, value) in [
-        ("phi3.rope.scaling.attn_factor", Field::from(1.0)),
-        ("phi3.rope.scaling.original_context_length", 512.into()),
-    ] {
-        let mut other = file.clone();
-        other.set(key, value);
-        all.push((key, file.clone(), other));
-    }
-    let file = TinyGguf::gemma2().matrices(Quant::F32).file();
-    for (key, value) in [
-        ("gemma2.attn_logit_softcapping", Field::from(50.0)),
-        ("gemma2.final_logit_softcapping", 30.0.into()),
-        ("gemma2.attention.sliding_window", 6.into()),
-        ("gemma2.rope.freq_base", 1000.0.into()),
-    ] {
-        let mut other = file.clone();
-        other.set(key, value);
-        all.push((key, file.clone(), other));
-    }
-    let file = TinyGguf::gemma3().matrices(Quant::F32).file();
-    for (key, value) in [
-        ("gemma3.attention.sliding_window", Field::from(6)),
-        ("gemma3.attention.sliding_window_pattern", 2.into()),
-        ("gemma3.rope.freq_base", 100.0.into()),
-        ("gemma3.rope.freq_base_swa", 100.0.into()),
-        ("gemma3.rope.scaling.factor", 1.0.into()),
-        ("gemma3.final_logit_softcapping", 1.5.into()),
-    ] {
-        let mut other = file.clone();
-        other.set(key, value);
-        all.push((key, file.clone(), other));
-    }
-    let file = TinyGguf::granite().matrices(Quant::F32).file();
-    let mut other = file.clone();
-    other.set("granite.rope.scaling.finetuned", Field::Bool(0));
-    all.push(("granite without RoPE", file, other));
     for model in scaled() {
         let models = [TinyGguf::llama(), model];
         let [file, other] = models.map(|model| model.matrices(Quant::F32).file());

@@ -13,7 +13,7 @@ use super::centre::KeyCentre;
 use super::decoder::{Branch, Decoder, GRAPH, HostValues};
 use crate::base::Result;
 use crate::model::calibration::{KEY_SHIFT, KEY_TURN};
-use crate::model::decoder::inputs::{Cache, HostInput, RotaryTable, RotaryTables};
+use crate::model::decoder::inputs::{Cache, HostInput, RotaryTable};
 use crate::model::decoder::tensors::{LayerTensor, Role};
 use crate::model::decoder::{Attention, Layer, QkNorm, not_supported};
 use crate::model::onnx::{Builder, Function, Value, gain};
@@ -88,10 +88,8 @@ impl Decoder<'_> {
             score_scale,
             score_cap,
         } = &spec.attention;
-        let table = match RotaryTables::of(self.model)?.of_layer(spec) {
-            Some(table) => shared.tables.get(&table),
-            None => None,
-        };
+        let table = self.rotaries.of_layer(spec);
+        let table = table.and_then(|table| shared.tables.get(&table));
         if *qkv_bias && !spec.norms.before() {
             // It would be multiplied by the factor of the stored residual stream.
             return Err(not_supported(GRAPH, "biases without RMSNorm before them"));

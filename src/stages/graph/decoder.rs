@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::centre::KeyCentres;
 use super::weights::Weights;
 use crate::base::{Code, Problem, Result};
-use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, Shapes, inputs};
+use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, RotaryTables, Shapes, inputs};
 use crate::model::decoder::shards::{OuterModule, ROWS, Shard};
 use crate::model::decoder::tensors::{LayerTensor, Role, TensorSpec, by_name};
 use crate::model::decoder::{Activation, DecoderSpec, Head, Layer, Norms};
@@ -89,6 +89,7 @@ pub(super) fn decoder(
         graph,
         shapes: Shapes::new(model, profile.tokens, profile.context)?,
         tensors: by_name(model),
+        rotaries: RotaryTables::of(model)?,
         model,
         weights,
         centres,
@@ -107,6 +108,7 @@ pub(super) struct Decoder<'a> {
     pub(super) graph: Builder,
     shapes: Shapes,
     pub(super) tensors: BTreeMap<String, TensorSpec>,
+    pub(super) rotaries: RotaryTables<'a>,
     pub(super) model: &'a DecoderSpec,
     pub(super) weights: &'a Weights,
     pub(super) centres: &'a KeyCentres,

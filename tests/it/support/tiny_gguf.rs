@@ -149,20 +149,15 @@ impl TinyGguf {
             architecture: "gemma3",
             layers: 7,
             head_dim: Some(64),
+            keys: vec![],
             ..TinyGguf::gemma2()
         }
-        .without_keys()
         .keys(&[
             ("rope.freq_base", 1e6.into()),
             ("rope.scaling.type", "linear".into()),
             ("rope.scaling.factor", 8.0.into()),
             ("attention.sliding_window", 32.into()),
         ])
-    }
-
-    fn without_keys(mut self) -> Self {
-        self.keys.clear();
-        self
     }
 
     /// This file with more keys and without their defaults.
