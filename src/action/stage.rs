@@ -236,6 +236,13 @@ pub trait Stage: Send + Sync {
         Ok(Proof::Key)
     }
 
+    /// Refuses what must fail, by the inputs that are complete so far; slots of others are empty.
+    /// The engine asks as soon as one more is complete, so that nothing runs in vain. Pure, as
+    /// `expand`, which may refuse more.
+    fn foresee(&self, _params: &Value, _inputs: &Inputs) -> Result<()> {
+        Ok(())
+    }
+
     /// The work orders, once all inputs are complete. Pure: reads facts, never bytes.
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>>;
 

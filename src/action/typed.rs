@@ -56,6 +56,11 @@ pub trait TypedStage: Send + Sync + 'static {
         Proof::Key
     }
 
+    /// See [`Stage::foresee`].
+    fn foresee(_params: &Self::Params, _inputs: &Inputs) -> Result<()> {
+        Ok(())
+    }
+
     /// See [`Stage::expand`].
     fn expand(params: Self::Params, inputs: &Inputs) -> Result<Vec<Order<Self::Order>>>;
 
@@ -204,6 +209,10 @@ impl<S: TypedStage> Stage for Erased<S> {
 
     fn proof(&self, order: &Value) -> Result<Proof> {
         Ok(S::proof(&read(S::SPEC.kind, order)?))
+    }
+
+    fn foresee(&self, params: &Value, inputs: &Inputs) -> Result<()> {
+        S::foresee(&read(S::SPEC.kind, params)?, inputs)
     }
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {

@@ -9,6 +9,7 @@ pub mod estimate;
 pub mod evaluation;
 pub mod generation;
 pub mod layer_evaluation;
+pub mod model;
 pub mod reference;
 pub mod sensitivity;
 pub mod tensors;

@@ -5,16 +5,15 @@ use std::fs::File;
 
 use serde_json::{Value, json};
 
+use super::foresee::refusal;
 use super::inspect::with_headers;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
+use crate::artifact::model::described;
 use crate::base::{Problem, Result, open_file};
 use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::Gguf;
 use crate::plan::{Plan, PlannedStage};
-
-/// The kinds that read or write text, so that they need a tokenizer that kiln supports.
-const TOKENIZER_KINDS: [&str; 3] = ["reference", "calibrate", "package"];
 
 /// Which plan.
 #[derive(clap::Args)]
@@ -26,7 +25,7 @@ pub(super) struct Args {
 /// Checks the plan.
 pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let (plan, texts) = args.plan.load_with_texts(stages)?;
-    let Findings { problems, warnings } = check_models(&plan);
+    let Findings { problems, warnings } = check_models(&plan, stages);
     if !problems.is_empty() {
         return Err(Failed {
             problems,
@@ -56,7 +55,7 @@ struct Findings {
 }
 
 /// Checks every model of the plan whose files are on this machine.
-fn check_models(plan: &Plan) -> Findings {
+fn check_models(plan: &Plan, stages: &Registry) -> Findings {
     let mut findings = Findings::default();
     for model in &plan.stages {
         if model.kind != "inspect" {
@@ -66,13 +65,15 @@ fn check_models(plan: &Plan) -> Findings {
             continue;
         };
         let consumers = consumers_of(plan, model);
-        match with_headers(&mut files, |gguf| check_model(gguf, &consumers)) {
-            Ok(warnings) => findings.warnings.extend(warnings),
-            Err(problem) if problem.labels.is_empty() => {
+        match with_headers(&mut files, |gguf| check_model(gguf, &consumers, stages)) {
+            Ok(found) => {
+                findings.problems.extend(found.problems);
+                findings.warnings.extend(found.warnings);
+            }
+            Err(problem) => {
                 let problem = problem.at(model.at.clone(), "this stage would fail");
                 findings.problems.push(problem);
             }
-            Err(problem) => findings.problems.push(problem),
         }
     }
     findings
@@ -108,28 +109,31 @@ fn local_files(plan: &Plan, model: &PlannedStage) -> Option<Vec<File>> {
     Some(files)
 }
 
-/// Fails if one of the `consumers` cannot use the model. Returns warnings.
-fn check_model(gguf: &Gguf, consumers: &[&PlannedStage]) -> Result<Vec<String>> {
+/// What the `consumers` of a model cannot do with it, and warnings. Fails if kiln cannot build it.
+fn check_model(gguf: &Gguf, consumers: &[&PlannedStage], stages: &Registry) -> Result<Findings> {
     let facts = model_facts(gguf)?;
-    let mut warnings = vec![];
+    let mut findings = Findings {
+        problems: vec![],
+        warnings: model_warnings(gguf, &facts),
+    };
+    let model = described(&facts, &gguf.tokenizer().unwrap_or_default())?;
     for stage in consumers {
         // An optional stage may never be built.
         if !stage.optional
-            && TOKENIZER_KINDS.contains(&stage.kind.as_str())
-            && let Some(problem) = gguf.tokenizer_problem()
+            && let Some(problem) = refusal(&stage.kind, &stage.params, &model, stages)
         {
             let message = format!("the stage `{}` would fail", stage.id.0);
-            return Err(problem.within(message).at(stage.at.clone(), "this stage"));
+            let problem = problem.within(message).at(stage.at.clone(), "this stage");
+            findings.problems.push(problem);
         }
         if let Some(context) = stage.params.get("context").and_then(Value::as_u64)
             && context > u64::from(facts.context_length)
         {
-            warnings.push(format!(
+            findings.warnings.push(format!(
                 "`{}` has a context of {context} tokens, the model was trained for {}",
                 stage.id.0, facts.context_length
             ));
         }
     }
-    warnings.extend(model_warnings(gguf, &facts));
-    Ok(warnings)
+    Ok(findings)
 }

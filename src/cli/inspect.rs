@@ -13,6 +13,7 @@ pub(super) use gguf::{open_model_files, with_headers};
 
 use super::session::PROGRAM;
 use super::{Common, Exit, Failed};
+use crate::action::Registry;
 use crate::base::{Code, Context, Problem, Result, head, open_file};
 use crate::model::gguf::MAGIC as GGUF;
 use crate::model::quant_report::QuantReport;
@@ -33,11 +34,11 @@ pub(super) struct Args {
 }
 
 /// Prints the description.
-pub(super) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     if std::env::var_os(IS_CHILD).is_none() && needs_vendor_library(&args.file) {
         return Ok(run_in_child(&args.file)?);
     }
-    match describe(args, common) {
+    match describe(args, common, stages) {
         Ok(text) => common.print(&text),
         Err(problem) => {
             let message = format!("failed to inspect {}", args.file.display());
@@ -97,7 +98,7 @@ fn run_in_child(path: &Path) -> Result<Exit> {
 }
 
 /// The description of the file: lines of text, or one line of JSON.
-fn describe(args: &Args, common: &Common) -> Result<String> {
+fn describe(args: &Args, common: &Common, stages: &Registry) -> Result<String> {
     let json = common.json;
     let libraries = device::Libraries {
         folder: args.qnn.as_deref(),
@@ -106,7 +107,9 @@ fn describe(args: &Args, common: &Common) -> Result<String> {
     let file = open_file(&args.file).context(Code::CallUnreadable, || "open it".into())?;
     let magic = head(&args.file, MAGIC_BYTES).context(Code::CallUnreadable, || "read it".into())?;
     let text = match magic.as_slice() {
-        start if start.starts_with(&GGUF) => return gguf::describe(&args.file, args.tensors, json),
+        start if start.starts_with(&GGUF) => {
+            return gguf::describe(&args.file, args.tensors, json, stages);
+        }
         start if start.starts_with(QuantReport::MAGIC) => {
             return quant_report::describe(&file, args.tensors, json);
         }

@@ -10,6 +10,7 @@ mod completions;
 mod doctor;
 mod exit;
 mod explain;
+mod foresee;
 mod github;
 mod init;
 mod inspect;
@@ -131,7 +132,7 @@ impl Cli {
             Command::Replay(args) => replay::run(args, common),
             Command::Show(args) => show::run(args, common, stages),
             Command::Schema(args) => schema::run(args, common, stages),
-            Command::Inspect(args) => inspect::run(args, common),
+            Command::Inspect(args) => inspect::run(args, common, stages),
             Command::Doctor(args) => doctor::run(args, common),
             Command::Verify(args) => records::verify(args, common, stages),
             Command::Cache(args) => cache::run(args, common, stages),

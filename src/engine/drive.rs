@@ -121,6 +121,12 @@ impl Build<'_> {
                                     });
                                 }
                             },
+                            Effect::Foresee {
+                                stage,
+                                inputs: known,
+                            } => {
+                                inputs.push_back(driver.foresee(stage, &known));
+                            }
                             Effect::Expand { stage, inputs } => {
                                 scope.spawn(move || {
                                     answer(&send, vec![driver.expand(stage, inputs)]);
@@ -244,6 +250,14 @@ impl Driver<'_> {
             let _ = cache.put(&inputs.key, completed);
         }
         (self.build.completed)(self.planned(stage), completed);
+    }
+
+    fn foresee(&self, stage: StageIndex, inputs: &Inputs) -> Input {
+        let planned = self.planned(stage);
+        let result = catch_panic(&planned.kind, || {
+            self.kind(&planned.kind)?.foresee(&planned.params, inputs)
+        });
+        Input::Foreseen { stage, result }
     }
 
     fn expand(&self, stage: StageIndex, inputs: Inputs) -> Input {

@@ -35,6 +35,11 @@ pub enum Input {
         stage: StageIndex,
         completed: Result<Option<CompletedStage>>,
     },
+    /// The answer to [`Effect::Foresee`].
+    Foreseen {
+        stage: StageIndex,
+        result: Result<()>,
+    },
     /// The answer to [`Effect::Expand`].
     Expanded {
         stage: StageIndex,
@@ -77,6 +82,8 @@ pub enum Effect {
         stage: StageIndex,
         producers: Vec<Digest>,
     },
+    /// Find out whether the stage must fail, by the inputs that are complete.
+    Foresee { stage: StageIndex, inputs: Inputs },
     /// Expand the stage into tasks.
     Expand { stage: StageIndex, inputs: Inputs },
     /// Look for the task in the cache.

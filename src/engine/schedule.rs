@@ -4,9 +4,11 @@
 //! completed it with the same inputs, it is complete at once. Otherwise it expands into parts. Each
 //! part is an action; parts with equal keys share one job. A job is first looked up in the cache. A
 //! miss waits for resources; the job with the longest critical path starts first. When all parts of
-//! a stage are done, the stage is complete. After a failure (without `keep_going`) or `Cancel`,
+//! a stage are done, the stage is complete. Once a job must run, every stage that waits for some of
+//! its inputs is asked whether it must fail by the others. After a failure (without `keep_going`) or `Cancel`,
 //! nothing new starts, and the build ends when there is no outstanding request.
 
+mod inputs;
 mod jobs;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,8 +23,8 @@ use super::{
     Built, BuiltPart, CompletedStage, Effect, History, Input, JobId, JobState, Limits, ProbeResult,
     StageDetails, StageIndex, StageState, Task,
 };
-use crate::action::{ActionKey, Inputs, Manifest};
-use crate::base::{Code, Digest, Problem, Result};
+use crate::action::ActionKey;
+use crate::base::{Code, Problem, Result};
 use crate::events::{Event, PartId, SCHEMA, Why};
 use crate::plan::{Plan, PlannedStage, StageId};
 
@@ -43,6 +45,8 @@ pub struct Scheduler<'a> {
     outstanding: usize,
     stopping: bool,
     cancelled: bool,
+    /// Whether a job must run: until then, it would take longer to foresee failures than to build.
+    has_missed: bool,
     counts: Counts,
     effects: Vec<Effect>,
 }
@@ -100,6 +104,7 @@ impl<'a> Scheduler<'a> {
             outstanding: 0,
             stopping: false,
             cancelled: false,
+            has_missed: false,
             counts: Counts::default(),
             effects: vec![],
         }
@@ -116,6 +121,12 @@ impl<'a> Scheduler<'a> {
                     Ok(None) if !self.stopping => self.set_stage(stage, StageState::Expanding),
                     Ok(None) => {}
                     Err(problem) => self.fail_stage(stage, problem),
+                }
+            }
+            Input::Foreseen { stage, result } => {
+                self.outstanding -= 1;
+                if let (Err(problem), StageState::Waiting) = (result, &self.graph[stage]) {
+                    self.fail_stage(stage, problem);
                 }
             }
             Input::Expanded { stage, tasks } => {
@@ -324,6 +335,9 @@ impl<'a> Scheduler<'a> {
             StageState::Completed(_) => {
                 for consumer in consumers {
                     self.look_up_if_ready(consumer);
+                    if self.has_missed {
+                        self.foresee(consumer);
+                    }
                 }
             }
             StageState::Failed | StageState::Skipped => {
@@ -435,41 +449,6 @@ impl<'a> Scheduler<'a> {
 
     fn planned(&self, stage: StageIndex) -> &'a PlannedStage {
         &self.plan.stages[stage.index()]
-    }
-
-    /// The output digests of a stage's dependencies, in the order of its slots and tools.
-    fn producers(&self, stage: StageIndex) -> Vec<Digest> {
-        let mut digests = vec![];
-        for producer in self.planned(stage).dependencies() {
-            if let StageState::Completed(completed) = &self.graph[self.index[producer]] {
-                digests.push(completed.output());
-            }
-        }
-        digests
-    }
-
-    /// The inputs of a stage, except for local files, which the driver adds.
-    fn inputs(&self, stage: StageIndex) -> Result<Inputs> {
-        let stage = self.planned(stage);
-        let mut inputs = Inputs::default();
-        for (slot, producers) in &stage.slots {
-            let manifests = inputs.slots.entry(slot.clone()).or_default();
-            for producer in producers {
-                manifests.push((producer.to_string(), self.manifest(producer)?));
-            }
-        }
-        for (tool, producer) in &stage.tools {
-            inputs.tools.insert(tool.clone(), self.manifest(producer)?);
-        }
-        Ok(inputs)
-    }
-
-    /// The manifest of a completed stage.
-    fn manifest(&self, stage: &StageId) -> Result<Manifest> {
-        match &self.graph[self.index[stage]] {
-            StageState::Completed(completed) => Ok(completed.details()?.manifest.clone()),
-            _ => Ok(Manifest::default()),
-        }
     }
 
     fn part_id(&self, part: &StagePart) -> PartId {

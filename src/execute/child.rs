@@ -71,6 +71,8 @@ pub(super) fn run(
         .env_clear()
         .env("TMPDIR", scratch.path())
         .env("RAYON_NUM_THREADS", demand.threads.to_string())
+        // kiln's allocator returns memory at once: the bounds of stages count on it.
+        .env("MIMALLOC_PURGE_DELAY", "0")
         .current_dir(scratch.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -7,6 +7,7 @@ use serde::ser::{Serialize, Serializer};
 
 use super::decoder::{DecoderSpec, ModelFacts, RopeRows};
 use super::gguf::{ByteOrder, Gguf, Metadata, Value};
+use super::tokenizer::{MODEL_NAME, is_phi3};
 use crate::base;
 
 /// The text of `summary.txt` and `kiln inspect`.
@@ -46,13 +47,6 @@ impl fmt::Display for Summary<'_> {
         )?;
         if let Some(model) = model {
             write_model(f, model)?;
-            if let Some(problem) = gguf.tokenizer_problem() {
-                writeln!(
-                    f,
-                    "\nno stage can read or write its text: {}",
-                    problem.message
-                )?;
-            }
         }
         write_types(f, gguf)?;
         writeln!(f, "\nmetadata")?;
@@ -137,12 +131,16 @@ fn write_types(f: &mut fmt::Formatter<'_>, gguf: &Gguf) -> fmt::Result {
     Ok(())
 }
 
-/// The pairs whose key begins with a prefix, as one JSON object.
-pub struct Under<'a>(pub &'a Metadata<'a>, pub &'a str);
+/// The pairs that a tokenizer is made of, as one JSON object: those below `tokenizer.`, and the name
+/// of a Phi-3, whose special tokens follow from it.
+pub struct TokenizerKeys<'a>(pub &'a Metadata<'a>);
 
-impl Serialize for Under<'_> {
+impl Serialize for TokenizerKeys<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().filter(|(key, _)| key.starts_with(self.1)))
+        serializer.collect_map(self.0.iter().filter(|(key, value)| match value {
+            Value::Str(name) if *key == MODEL_NAME => is_phi3(name),
+            _ => key.starts_with("tokenizer."),
+        }))
     }
 }
 

@@ -4,7 +4,7 @@
 mod byte_level;
 mod sentencepiece;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::Vocab;
 
@@ -51,6 +51,19 @@ const STOP_TOKENS: [&str; 23] = [
     "<｜end▁of▁sentence｜>",
 ];
 
+/// The key of the name of a model.
+pub const MODEL_NAME: &str = "general.name";
+
+/// Whether a model with this name is a Phi-3: its special tokens take the spaces after them. No key
+/// says so; llama.cpp goes by the name, too (`src/llama-vocab.cpp`).
+pub fn is_phi3(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.contains("phi-3") || name.contains("phi3")
+}
+
+/// The special tokens of a Phi-3 that do not.
+const PHI3_KEEPS_SPACES: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
+
 /// The metadata keys that are read.
 #[derive(Deserialize)]
 struct Metadata {
@@ -82,6 +95,9 @@ struct Metadata {
     eom_token_id: Option<u32>,
     #[serde(rename = "tokenizer.chat_template")]
     chat_template: Option<String>,
+    /// Of a Phi-3.
+    #[serde(rename = "general.name")]
+    name: Option<String>,
 }
 
 /// A BPE tokenizer.
@@ -99,9 +115,7 @@ impl Tokenizer {
     pub fn from_metadata(json: &[u8]) -> Result<Self> {
         let metadata: Metadata = serde_json::from_slice(json)
             .context(Code::TokenizerMetadata, || "read the tokenizer".into())?;
-        if let Some(problem) = unsupported(&metadata.model, metadata.pre.as_deref()) {
-            return Err(problem);
-        }
+        TokenizerFacts::new(&metadata.model, metadata.pre.as_deref()).check()?;
         let inner = build(&metadata).map_err(|error| unusable(&*error))?;
         let bos_token = match adds_bos(&metadata) {
             true => metadata.bos_token_id,
@@ -124,7 +138,7 @@ impl Tokenizer {
     }
 
     /// The tokens of a prompt: those of `text`, after the BOS token if the model requires one and
-    /// `text` does not begin with it. Genie does the same.
+    /// `text` does not begin with it.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let mut tokens = self.encode(text)?;
         if let Some(bos) = self.bos_token
@@ -133,6 +147,15 @@ impl Tokenizer {
             tokens.insert(0, bos);
         }
         Ok(tokens)
+    }
+
+    /// `text` without the BOS token that it begins with, for a runtime that puts this token before
+    /// every prompt. All of it if the model requires none.
+    pub fn without_bos<'a>(&self, text: &'a str) -> Result<&'a str> {
+        match self.bos_token {
+            Some(bos) => Ok(text.strip_prefix(&self.decode(&[bos])?).unwrap_or(text)),
+            None => Ok(text),
+        }
     }
 
     /// The text of `tokens`, including special ones.
@@ -181,53 +204,79 @@ fn shortened(name: &str) -> &str {
     &name[..name.floor_char_boundary(100)]
 }
 
-/// The problem of a tokenizer with this `model` and pre-tokenizer `pre` of a GGUF header; `None` if
-/// it is supported.
-pub fn unsupported(model: &str, pre: Option<&str>) -> Option<Problem> {
-    if model == SENTENCEPIECE {
-        return None;
+/// The kind of a tokenizer: the facts of `tokenizer.json`. Names are cut after 100 bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TokenizerFacts {
+    /// `tokenizer.ggml.model`; `None` if the file has no tokenizer.
+    model: Option<String>,
+    /// `tokenizer.ggml.pre`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pre: Option<String>,
+}
+
+impl TokenizerFacts {
+    /// The facts of a tokenizer with these names.
+    pub fn new(model: &str, pre: Option<&str>) -> Self {
+        TokenizerFacts {
+            model: Some(shortened(model).into()),
+            pre: pre.map(|pre| shortened(pre).into()),
+        }
     }
-    if model != BYTE_LEVEL {
-        let message = format!(
-            "the tokenizer is `{}`, neither byte-level BPE (`gpt2`) nor SentencePiece's BPE \
-             (`llama`)",
-            shortened(model).escape_debug()
-        );
-        return Some(Problem::new(Code::TokenizerModel, message).help(
-            "validate a model with such a tokenizer, or leave out its `reference` and `package` \
-             stages",
-        ));
-    }
-    if PreTokenizer::by_name(pre.unwrap_or_default()).is_some() {
-        return None;
-    }
-    let names: Vec<&str> = PRE_TOKENIZERS
-        .iter()
-        .flat_map(|known| known.names)
-        .copied()
-        .collect();
-    let known = names.join(", ");
-    let without = "leave out the stages `reference` and `package`: nothing else needs text";
-    let (message, help) = match pre.unwrap_or_default() {
-        "" => {
-            let what = if pre.is_some() { "empty" } else { "missing" };
+
+    /// Refuses a tokenizer that kiln cannot use.
+    pub fn check(&self) -> Result<()> {
+        let without = "leave out the stages `reference` and `package`: nothing else needs text";
+        let Some(model) = &self.model else {
+            let problem = Problem::new(Code::TokenizerNone, "the file has no tokenizer");
+            return Err(problem.help(
+                "leave out the stages `reference` and `package`, or take a GGUF of the whole model",
+            ));
+        };
+        if model == SENTENCEPIECE {
+            return Ok(());
+        }
+        if model != BYTE_LEVEL {
             let message = format!(
-                "`tokenizer.ggml.pre` is {what}, which names the pre-tokenizer; none is assumed, \
-                 known are {known}"
+                "the tokenizer is `{}`, neither byte-level BPE (`gpt2`) nor SentencePiece's BPE \
+                 (`llama`)",
+                model.escape_debug()
             );
-            let help = format!(
-                "make the GGUF again with a present convert_hf_to_gguf.py, or add the key, if you \
-                 know it: `gguf-new-metadata --pre-tokenizer NAME OLD.gguf NEW.gguf`; or {without}"
+            return Err(Problem::new(Code::TokenizerModel, message).help(
+                "validate a model with such a tokenizer, or leave out its `reference` and \
+                 `package` stages",
+            ));
+        }
+        let pre = self.pre.as_deref().unwrap_or_default();
+        if PreTokenizer::by_name(pre).is_some() {
+            return Ok(());
+        }
+        let names: Vec<&str> = PRE_TOKENIZERS
+            .iter()
+            .flat_map(|known| known.names)
+            .copied()
+            .collect();
+        let known = names.join(", ");
+        if !pre.is_empty() {
+            let message = format!(
+                "the pre-tokenizer `{}` is not known; known are {known}",
+                pre.escape_debug()
             );
-            (message, help)
+            return Err(Problem::new(Code::TokenizerPre, message).help(without));
         }
-        pre => {
-            let pre = shortened(pre).escape_debug();
-            let message = format!("the pre-tokenizer `{pre}` is not known; known are {known}");
-            (message, without.into())
-        }
-    };
-    Some(Problem::new(Code::TokenizerPre, message).help(help))
+        let what = if self.pre.is_some() {
+            "empty"
+        } else {
+            "missing"
+        };
+        let message = format!(
+            "`tokenizer.ggml.pre` is {what}, which names the pre-tokenizer; none is assumed, known \
+             are {known}"
+        );
+        Err(Problem::new(Code::TokenizerPre, message).help(format!(
+            "make the GGUF again with a present convert_hf_to_gguf.py, or add the key, if you know \
+             it: `gguf-new-metadata --pre-tokenizer NAME OLD.gguf NEW.gguf`; or {without}"
+        )))
+    }
 }
 
 /// Whether every text begins with the BOS token.
@@ -247,10 +296,13 @@ fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
         SENTENCEPIECE => sentencepiece::build(metadata)?,
         _ => byte_level::build(metadata)?,
     };
+    let takes_spaces = metadata.name.as_deref().is_some_and(is_phi3);
     let mut added = vec![];
     for token in special_tokens(metadata) {
         let is_control = token.kind == CONTROL;
-        added.push(AddedToken::from(token.text, is_control).normalized(false));
+        let takes_spaces = takes_spaces && !PHI3_KEEPS_SPACES.contains(&token.text);
+        let token = AddedToken::from(token.text, is_control);
+        added.push(token.normalized(false).rstrip(takes_spaces));
     }
     tokenizer.add_special_tokens(added)?;
     Ok(tokenizer)

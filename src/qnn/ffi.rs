@@ -51,6 +51,7 @@ pub(super) const HTP_CONTEXT_WEIGHT_SHARING: u32 = 1;
 pub(super) const HTP_GRAPH_OPTIMIZATION: u32 = 1;
 pub(super) const HTP_GRAPH_PRECISION: u32 = 2;
 pub(super) const HTP_GRAPH_VTCM_MB: u32 = 3;
+pub(super) const HTP_GRAPH_FINALIZE_CONFIG: u32 = 7;
 /// `QnnHtpGraph_OptimizationType_t`: the effort of finalization.
 pub(super) const HTP_FINALIZE_OPTIMIZATION: u32 = 3;
 /// `Qnn_Precision_t`.

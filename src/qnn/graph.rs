@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -20,7 +20,7 @@ use super::{Soc, ffi, log};
 use crate::base::{Code, Context as _, Problem, Result};
 
 /// The package of every operation.
-const PACKAGE: &std::ffi::CStr = c"qti.aisw";
+const PACKAGE: &CStr = c"qti.aisw";
 
 /// Options of the HTP's compiler for a graph. All of them change the bytes of the binary.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +74,9 @@ impl GraphOptions {
                     htp_option(ffi::HTP_GRAPH_PRECISION, &[ffi::PRECISION_FLOAT16]),
                     htp_option(ffi::HTP_GRAPH_OPTIMIZATION, &level),
                     htp_option(ffi::HTP_GRAPH_VTCM_MB, &[*vtcm_mb]),
+                    // By default 4 threads, in graphs with more than 200 MiB of constants. The
+                    // binary then depends on which of them is first.
+                    finalize_option(c"const_prop_parallel_threads", 0),
                 ])
             }
             GraphOptions::Ir(path) => RawOptions::Ir(ffi::IrGraphConfig {
@@ -95,8 +98,19 @@ fn htp_option(option: u32, values: &[u32]) -> ffi::HtpConfig {
     config
 }
 
+/// A named option of finalization. Layout, as libQnnHtp.so reads it: the name, the type of the
+/// value, and the value at 16.
+fn finalize_option(name: &'static CStr, value: u32) -> ffi::HtpConfig {
+    let address = name.as_ptr() as u64;
+    let [low, high] = [address as u32, (address >> 32) as u32];
+    htp_option(
+        ffi::HTP_GRAPH_FINALIZE_CONFIG,
+        &[low, high, DataType::Uint32 as u32, 0, value],
+    )
+}
+
 pub(super) enum RawOptions {
-    Htp([ffi::HtpConfig; 3]),
+    Htp([ffi::HtpConfig; 4]),
     Ir(ffi::IrGraphConfig),
 }
 

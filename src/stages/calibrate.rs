@@ -17,6 +17,7 @@ use crate::action::{
     Demand, InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part,
     PartName, StageSpec, TypedStage,
 };
+use crate::artifact::model::{TOKENIZER, check_tokenizer};
 use crate::artifact::{tensors, weight};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts, is_sums, sums_name, wide_of};
@@ -112,6 +113,10 @@ impl TypedStage for Calibrate {
         vec!["ort"]
     }
 
+    fn foresee(_: &Params, inputs: &Inputs) -> Result<()> {
+        check_tokenizer(inputs)
+    }
+
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Calibration>>> {
         let model = inputs.one("model")?;
         let all = tensors::all(model)?;
@@ -138,12 +143,12 @@ impl TypedStage for Calibrate {
             .order("", calibration)
             .demand(memory_and_threads)
             .input("text", text)
-            .input("tokenizer.json", model.part("tokenizer.json")?);
+            .input(TOKENIZER, model.part(TOKENIZER)?);
         Ok(vec![order])
     }
 
     fn run(order: Calibration, job: &Job) -> Result<Outputs> {
-        let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
+        let tokenizer = Tokenizer::from_metadata(&job.read(TOKENIZER)?)?;
         let model: DecoderSpec = job.input("candidate/model.json")?.facts.read()?;
         let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
         let text = job.read("text")?;

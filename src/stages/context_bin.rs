@@ -108,7 +108,7 @@ impl TypedStage for ContextBin {
     type Order = Work;
     const SPEC: StageSpec = StageSpec {
         kind: "context-bin",
-        version: 5,
+        version: 6,
         summary: "the graphs compiled for a chip: a context binary for its HTP",
         output: "context-bin",
         inputs: &[

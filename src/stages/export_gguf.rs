@@ -15,6 +15,7 @@ use crate::action::{
     BlobSink, Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec,
     TypedStage,
 };
+use crate::artifact::model::{METADATA, MODEL};
 use crate::artifact::weight::{self, Weight};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
@@ -45,9 +46,6 @@ enum Number {
     F32,
     F16,
 }
-
-const METADATA: &str = "metadata.gguf";
-const MODEL: &str = "model.json";
 
 /// Bytes that are written at a time.
 const CHUNK_BYTES: usize = 1 << 20;

@@ -50,7 +50,7 @@ impl TypedStage for Generate {
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
         kind: "generate",
-        version: 1,
+        version: 2,
         summary: "the answer of a bundle in libGenie, on the simulator",
         output: "generation",
         inputs: &[
@@ -132,7 +132,7 @@ impl TypedStage for Generate {
         let config: Config = serde_json::from_slice(&job.read(&format!("bundle/{CONFIG}"))?)
             .context(Code::GenerateConfig, || format!("read {CONFIG}"))?;
         let tokenizer = Tokenizer::from_json(&job.read(&format!("bundle/{TOKENIZER}"))?)?;
-        config.check_first_token(&prompt, &tokenizer)?;
+        let fed = config.fed(&prompt, &tokenizer)?;
         let ended = ended && max_tokens >= tokens.len();
         let mut expected = tokens;
         expected.truncate(max_tokens);
@@ -142,15 +142,14 @@ impl TypedStage for Generate {
 
         let config = config.for_greedy(&link_bundle(job)?)?;
         let mut dialog = Dialog::open(&job.tool_folder(QNN)?, &config)?;
-        let text = tokenizer.decode(&prompt)?;
+        let text = tokenizer.decode(fed)?;
         let encoded = dialog.encode(&text)?;
-        if encoded != prompt {
-            let what = format!(
-                "Genie reads {text:?} as the tokens {encoded:?}, the reference as {prompt:?}"
-            );
+        if encoded != fed {
+            let what =
+                format!("Genie reads {text:?} as the tokens {encoded:?}, the reference as {fed:?}");
             return Err(Problem::new(Code::GenerateTokenizer, what));
         }
-        let tokens = dialog.generate(&prompt, max_tokens as u32, &|done| {
+        let tokens = dialog.generate(fed, max_tokens as u32, &|done| {
             job.progress(done, max_tokens as u64, "tokens")
         })?;
         let (text, expected_text) = (dialog.decode(&tokens)?, tokenizer.decode(&expected)?);
@@ -214,14 +213,16 @@ impl Config {
         u32::try_from(token).ok()
     }
 
-    /// Fails if the prompt does not begin with the beginning-of-sequence token, since Genie would
-    /// then insert it.
-    fn check_first_token(&self, prompt: &[u32], tokenizer: &Tokenizer) -> Result<()> {
+    /// The tokens of `prompt` that Genie is given: all but the beginning-of-sequence token, which
+    /// Genie puts before every prompt. Fails if the prompt does not begin with it.
+    fn fed<'a>(&self, prompt: &'a [u32], tokenizer: &Tokenizer) -> Result<&'a [u32]> {
         let Some(bos) = self.bos_token() else {
-            return Ok(());
+            return Ok(prompt);
         };
-        if prompt.first() == Some(&bos) {
-            return Ok(());
+        if let Some((first, rest)) = prompt.split_first()
+            && *first == bos
+        {
+            return Ok(rest);
         }
         let text = tokenizer.decode(&[bos])?;
         let what = format!(

@@ -22,6 +22,7 @@ use crate::action::{
     StageSpec, TypedStage,
 };
 use crate::artifact::context::ROLES;
+use crate::artifact::model::{self, MODEL};
 use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, bytes, parse_bytes};
 use crate::compile::Compilations;
 use crate::model::calibration::{self, KEY_MEANS};
@@ -318,8 +319,16 @@ impl TypedStage for Graph {
         problems
     }
 
+    fn foresee(params: &Params, inputs: &Inputs) -> Result<()> {
+        if let Some(model) = model::decoder(inputs)? {
+            params.check_model(&model)?;
+            KeyCentring::resolve(params.key_centre, &model)?;
+        }
+        Ok(())
+    }
+
     fn expand(mut params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
-        let model = inputs.one("model")?.part("model.json")?;
+        let model = inputs.one("model")?.part(MODEL)?;
         let manifest = inputs.one("weights")?;
         let mut parts = vec![];
         for (name, part) in &manifest.parts {
@@ -347,7 +356,7 @@ impl TypedStage for Graph {
         } else {
             (params.sqnr_db, params.margin) = (None, None);
         }
-        let mut order = Order::new("", params).input("model.json", model);
+        let mut order = Order::new("", params).input(MODEL, model);
         if let Some(calibration) = inputs.optional("calibration") {
             if rounds {
                 order = order.input(CALIBRATION, calibration.part(CALIBRATION)?);
@@ -363,7 +372,7 @@ impl TypedStage for Graph {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let model: DecoderSpec = job.input("model.json")?.facts.read()?;
+        let model: DecoderSpec = job.input(MODEL)?.facts.read()?;
         let weights = Weights::new(weight_parts(job))?;
         weights.check(&model)?;
 

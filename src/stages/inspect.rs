@@ -16,6 +16,7 @@ use crate::action::{
     Blob, BlobSink, Content, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName,
     StageSpec, TypedStage, Window,
 };
+use crate::artifact::model::{METADATA, MODEL, TOKENIZER};
 use crate::base::{CanonJson, Code, Context, Hasher, Problem, Result};
 use crate::model::decoder::arch::model_facts;
 use crate::model::decoder::tensors::stored;
@@ -24,7 +25,7 @@ use crate::model::facts::MetadataFacts;
 use crate::model::gguf::{
     ByteOrder, Gguf, Header, MAX_FILES, Metadata, Prefix, TensorInfo, can_swap, quoted, swap,
 };
-use crate::model::summary::{Scalars, Summary, Under};
+use crate::model::summary::{Scalars, Summary, TokenizerKeys};
 
 /// The stage.
 pub struct Inspect;
@@ -43,7 +44,7 @@ impl TypedStage for Inspect {
 
     const SPEC: StageSpec = StageSpec {
         kind: "inspect",
-        version: 3,
+        version: 4,
         summary: "a GGUF as named tensors, and what its metadata say of the model",
         output: "model",
         inputs: &[InputSpec {
@@ -111,7 +112,9 @@ impl TypedStage for Inspect {
 
 /// Writes all outputs except the tensors.
 fn write_documents(job: &Job, gguf: &Gguf, model: &ModelFacts) -> Result<Outputs> {
-    let tokenizer = Under(&gguf.metadata, "tokenizer.");
+    let tokenizer = TokenizerKeys(&gguf.metadata);
+    // Names that are no strings are a problem of the stages that need a tokenizer.
+    let kind = gguf.tokenizer().unwrap_or_default();
     let summary = Summary {
         gguf,
         model: Some(model),
@@ -128,7 +131,7 @@ fn write_documents(job: &Job, gguf: &Gguf, model: &ModelFacts) -> Result<Outputs
     let metadata = write_part(job, CanonJson::of(&names)?, |sink| metadata.write(sink))?;
     Ok([
         (
-            PartName::new("model.json")?,
+            PartName::new(MODEL)?,
             write_json(
                 job,
                 &ModelJson::new(model, &gguf.metadata),
@@ -136,14 +139,14 @@ fn write_documents(job: &Job, gguf: &Gguf, model: &ModelFacts) -> Result<Outputs
             )?,
         ),
         (
-            PartName::new("tokenizer.json")?,
-            write_json(job, &tokenizer, CanonJson::default())?,
+            PartName::new(TOKENIZER)?,
+            write_json(job, &tokenizer, CanonJson::of(&kind)?)?,
         ),
         (
             PartName::new("summary.txt")?,
             job.write(summary.as_bytes(), CanonJson::default())?,
         ),
-        (PartName::new("metadata.gguf")?, metadata),
+        (PartName::new(METADATA)?, metadata),
     ]
     .into())
 }

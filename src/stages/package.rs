@@ -23,6 +23,7 @@ use crate::action::{
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TABLE, TOKENIZER};
 use crate::artifact::context::{CPU, ROLES, is_on_cpu};
+use crate::artifact::model::{self, MODEL, check_tokenizer};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::shards::Processor;
@@ -31,8 +32,6 @@ use crate::model::quant_report::{Entry, QuantReport};
 use crate::model::tokenizer::Tokenizer;
 
 use binaries::{Binary, check_facts, check_graphs, read_facts};
-
-const MODEL: &str = "model.json";
 
 /// More than any sampler needs.
 const MAX_TOP_K: u32 = 1 << 20;
@@ -110,7 +109,7 @@ impl TypedStage for Package {
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
         kind: "package",
-        version: 4,
+        version: 5,
         summary: "a bundle that Genie loads on a phone",
         output: "bundle",
         inputs: &[
@@ -163,6 +162,14 @@ impl TypedStage for Package {
             wrong("name", format!("`name` is {name:?}"), help);
         }
         problems
+    }
+
+    fn foresee(_: &Params, inputs: &Inputs) -> Result<()> {
+        check_tokenizer(inputs)?;
+        if let Some(model) = model::decoder(inputs)? {
+            rotary::check(&model)?;
+        }
+        Ok(())
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
@@ -244,7 +251,7 @@ impl TypedStage for Package {
             ("README.md", readme::text(&bundle, &first.info.build_id)),
         ];
         if let Some(prompt) = &params.prompt {
-            texts.push((PROMPT, prompt.clone()));
+            texts.push((PROMPT, tokenizer.without_bos(prompt)?.into()));
         }
 
         let mut outputs = Outputs::new();

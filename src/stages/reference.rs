@@ -14,6 +14,7 @@ use crate::action::{
     Blob, Demand, InputSpec, Inputs, Isolation, Job, Order, Outputs, Part, PartName, StageSpec,
     TypedStage,
 };
+use crate::artifact::model::{MODEL, TOKENIZER, check_tokenizer};
 use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
@@ -108,9 +109,13 @@ impl TypedStage for ReferenceStage {
         measures: true,
     };
 
+    fn foresee(_: &Params, inputs: &Inputs) -> Result<()> {
+        check_tokenizer(inputs)
+    }
+
     fn expand(mut params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let model = inputs.one("model")?;
-        let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
+        let spec: DecoderSpec = model.part(MODEL)?.facts.read()?;
         if !spec.depends_on_context() {
             // It would only change the key.
             params.context = None;
@@ -118,7 +123,7 @@ impl TypedStage for ReferenceStage {
         let (_, text) = inputs.one("text")?.only()?;
         let peak = demand(&params, &spec);
         let mut order = Order::new("", params).input("text", text).demand(peak);
-        for name in ["model.json", "tokenizer.json"] {
+        for name in [MODEL, TOKENIZER] {
             order = order.input(name, model.part(name)?);
         }
         for (name, part) in model.under("tensors") {
@@ -128,8 +133,8 @@ impl TypedStage for ReferenceStage {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let spec: DecoderSpec = job.input("model.json")?.facts.read()?;
-        let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
+        let spec: DecoderSpec = job.input(MODEL)?.facts.read()?;
+        let tokenizer = Tokenizer::from_metadata(&job.read(TOKENIZER)?)?;
         let text = job.read("text")?;
         let texts = windows(&text, &tokenizer, params.windows, params.tokens)?;
         let prompt = match &params.prompt {
@@ -180,7 +185,7 @@ impl TypedStage for ReferenceStage {
                 job.write(text.as_bytes(), CanonJson::default())?,
             );
         }
-        outputs.insert(PartName::new("model.json")?, job.pass("model.json")?);
+        outputs.insert(PartName::new(MODEL)?, job.pass(MODEL)?);
         Ok(outputs)
     }
 }

@@ -18,6 +18,7 @@ use crate::action::{
     Blob, BlobSink, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec,
     TypedStage,
 };
+use crate::artifact::model::{METADATA, MODEL, TOKENIZER};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::tensors::{LayerTensor, Role, TensorSpec, by_name, tensors};
 use crate::model::decoder::{DecoderSpec, ModelFacts, Norms, not_supported};
@@ -46,9 +47,6 @@ enum Number {
     F16,
     F32,
 }
-
-const MODEL: &str = "model.json";
-const METADATA: &str = "metadata.gguf";
 
 /// Bytes of a value of the largest piece in memory: decoded, and written.
 const BYTES_PER_VALUE: u64 = 8;
@@ -80,7 +78,7 @@ impl TypedStage for Rotate {
         let spec: DecoderSpec = model.part(MODEL)?.facts.read()?;
         check(&spec)?;
         let mut order = Order::new("", params).demand(demand(&spec));
-        for name in [MODEL, METADATA, "tokenizer.json"] {
+        for name in [MODEL, METADATA, TOKENIZER] {
             order = order.input(name, model.part(name)?);
         }
         for (name, part) in model.under("tensors") {
@@ -119,8 +117,7 @@ impl TypedStage for Rotate {
         metadata.facts = CanonJson::of(&names)?;
         outputs.insert(PartName::new(METADATA)?, metadata);
         outputs.insert(PartName::new(MODEL)?, model_json(job, rotated)?);
-        let tokenizer = "tokenizer.json";
-        outputs.insert(PartName::new(tokenizer)?, job.pass(tokenizer)?);
+        outputs.insert(PartName::new(TOKENIZER)?, job.pass(TOKENIZER)?);
         Ok(outputs)
     }
 }

@@ -448,6 +448,31 @@ fn genie_stops_at_the_same_end_token() {
     assert_eq!(answer(json!({"tokens": 4}))["ended"], false);
 }
 
+/// Genie puts the first token before every prompt. Twice the token is another prompt.
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn genie_begins_with_the_first_token() {
+    let home = tempfile::tempdir().unwrap();
+    let runner = StageRunner::new(home.path()).tool("qnn", &tools::qnn());
+    let mut file = TinyGguf::llama().file();
+    file.set(
+        "tokenizer.ggml.add_bos_token",
+        crate::support::gguf_file::Value::Bool(1),
+    );
+    for prompt in ["the dog", "<|im_start|>the dog"] {
+        let (model, context, reference) = tiny(&runner, &file.write(), prompt);
+        let params = json!({"name": "tiny", "prompt": prompt});
+        let bundle = package(&runner, &model, &context, params).unwrap();
+        let text = runner.bytes(&bundle, "prompt.txt");
+        assert_eq!(String::from_utf8(text).unwrap(), "the dog");
+        let slots = [("bundle", &bundle), ("reference", &reference)];
+        let answer = runner.run("generate", json!({}), &slots).unwrap();
+        let generation = runner.json(&answer, "generation.json");
+        assert_eq!(generation["prompt"][0], 286);
+        assert_eq!(generation["tokens"], generation["expected"]);
+    }
+}
+
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn generate_rejects_unsuitable_inputs() {

@@ -125,6 +125,32 @@ fn a_failure_skips_dependents_and_starts_nothing_new() {
     );
 }
 
+/// `pot` must fail by `model` alone: `weights`, which it waits for, does not run.
+#[test]
+fn a_failure_is_foreseen_before_work_in_vain() {
+    let text = "model:
+         weights: from=model
+         pot: from=model,weights refuses=model
+         shelf: from=pot";
+    check(
+        text,
+        LIMITS,
+        "model has 1
+         model/0 starts
+         model/0 done
+         model completed
+         pot failed: test::refused
+         shelf skipped
+         0 hits, 1 ran, 1 failed",
+    );
+    // A build that has nothing to do does not ask.
+    let plan = fake::plan(text);
+    assert_eq!(
+        simulate(&plan, LIMITS, &|_| true).completed,
+        expected(&plan)
+    );
+}
+
 #[test]
 fn a_large_part_waits_and_small_ones_pass_it() {
     check(

@@ -3,7 +3,7 @@
 use crate::support::gguf_file::{GgufFile, Tensor, Value, array, string};
 use crate::support::tiny_gguf::TinyGguf;
 use kiln::model::gguf::{Array, Gguf, Header, Uniform, Value as Read, ValueType};
-use kiln::model::summary::{Summary, Under};
+use kiln::model::summary::Summary;
 use proptest::prelude::*;
 
 /// One key, one tensor of four floats.
@@ -436,12 +436,12 @@ proptest! {
                 let length = tensor.range.end - tensor.range.start;
                 prop_assert_eq!(gguf.data(tensor).len() as u64, length);
             }
-            let metadata = serde_json::to_string(&Under(&gguf.metadata, "")).unwrap();
+            let metadata = serde_json::to_string(&gguf.metadata).unwrap();
             Summary { gguf: &gguf, model: None }.to_string();
             let mut written = vec![];
             Header::new(&gguf.metadata, gguf.alignment).write(&mut written).unwrap();
             let reread = Gguf::parse(&written).unwrap();
-            let reread = serde_json::to_string(&Under(&reread.metadata, "")).unwrap();
+            let reread = serde_json::to_string(&reread.metadata).unwrap();
             prop_assert_eq!(reread, metadata);
         }
     }

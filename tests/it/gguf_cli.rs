@@ -75,9 +75,7 @@ fn unsupported_tokenizers_are_reported() {
     file.set("tokenizer.ggml.pre", "tekken");
     let (text, _) = inspect(&file.write(), &[], 0);
     assert!(
-        text.contains(
-            "no stage can read or write its text: the pre-tokenizer `tekken` is not known"
-        ),
+        text.contains("reference, scores  no: the pre-tokenizer `tekken` is not known"),
         "{text}"
     );
     file.set("tokenizer.ggml.pre", "a\n::error::\u{1b}[31m");

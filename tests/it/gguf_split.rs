@@ -228,7 +228,7 @@ fn big_endian_headers_are_read() {
         (gguf.version, gguf.order, gguf.alignment),
         (3, ByteOrder::Big, 8)
     );
-    let metadata = serde_json::to_string(&kiln::model::summary::Under(&gguf.metadata, "")).unwrap();
+    let metadata = serde_json::to_string(&gguf.metadata).unwrap();
     assert_eq!(
         metadata,
         r#"{"general.alignment":8,"half":0.5,"numbers":[258,-1],"words":["a","bc"]}"#

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use sha2::Digest as _;
+
 use crate::support::call::kiln;
 use crate::support::gguf_file::{GgufFile, Value};
 use crate::support::tiny_gguf::TinyGguf;
@@ -169,28 +171,8 @@ fn unusable_files_and_tokenizers_are_reported() {
         check_fails(folder, &["init", "file:pot.gguf"], 2, &[what]);
         check_fails(folder, &["inspect", "pot.gguf"], 2, &[what]);
     }
-    let mut file = TinyGguf::llama().file();
-    file.set("tokenizer.ggml.pre", "tekken");
-    fs::write(folder.join("pot.gguf"), file.write()).unwrap();
-    let out = stdout(folder, &["init", "file:pot.gguf"]);
-    let help = [
-        "`bundle` would fail",
-        "the pre-tokenizer `tekken` is not known",
-    ];
-    check_fails(folder, &["check", "plans/pot.toml"], 1, &help);
-    let mut no_tokenizer = TinyGguf::llama().file();
-    no_tokenizer
-        .keys
-        .retain(|(key, _)| !key.starts_with("tokenizer."));
-    fs::write(folder.join("mute.gguf"), no_tokenizer.write()).unwrap();
-    assert!(stdout(folder, &["init", "file:mute.gguf"]).contains("the file has no tokenizer"));
-    check_fails(
-        folder,
-        &["check", "plans/mute.toml"],
-        1,
-        &["`bundle` would fail", "the file has no tokenizer"],
-    );
     fs::write(folder.join("pot.gguf"), TinyGguf::llama().write()).unwrap();
+    stdout(folder, &["init", "file:pot.gguf"]);
     let long = stdout(
         folder,
         &["check", "plans/pot.toml", "--set", "context=1024"],
@@ -201,12 +183,108 @@ fn unusable_files_and_tokenizers_are_reported() {
         ),
         "{long}"
     );
-    assert!(
-        out.contains(
-            "No stage can read or write its text: the pre-tokenizer `tekken` is not known"
+}
+
+/// What cannot be made of a model is known from its header: `inspect` says it, the plan of `init`
+/// leaves it out, and `check` refuses a plan with it.
+#[test]
+fn what_cannot_be_made_is_known_before_anything_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let write = |file: &GgufFile| fs::write(folder.join("pot.gguf"), file.write()).unwrap();
+    let mut unknown = TinyGguf::llama().file();
+    unknown.set("tokenizer.ggml.pre", "tekken");
+    let mut mute = TinyGguf::llama().file();
+    mute.keys.retain(|(key, _)| !key.starts_with("tokenizer."));
+    let smaller = TinyGguf::llama().keys(&[("rope.scaling.attn_factor", 0.5.into())]);
+    for (file, what, left_out, kept) in [
+        (
+            &unknown,
+            "the pre-tokenizer `tekken` is not known",
+            &["reference", "layers", "report", "bundle", "answer"][..],
+            &["graph", "npu", "container"][..],
         ),
-        "{out}"
+        (
+            &mute,
+            "the file has no tokenizer",
+            &["reference", "bundle"],
+            &["graph"],
+        ),
+        (
+            &smaller.file(),
+            "multiplied by 0.5",
+            &["bundle", "phone", "bundle-simulated", "answer", "genie"],
+            &["reference", "report", "simulated"],
+        ),
+    ] {
+        write(file);
+        let _ = fs::remove_dir_all(folder.join("plans"));
+        let inspected = stdout(folder, &["inspect", "pot.gguf"]);
+        assert!(
+            inspected.contains("graph, binary      yes\n"),
+            "{inspected}"
+        );
+        for line in inspected.lines().filter(|line| line.contains("  no: ")) {
+            assert!(line.contains(what), "{line}");
+        }
+        let out = stdout(folder, &["init", "file:pot.gguf"]);
+        assert!(
+            out.contains("No bundle for Genie: ") && out.contains(what),
+            "{out}"
+        );
+        let plan = fs::read_to_string(folder.join("plans/pot.toml")).unwrap();
+        for stage in left_out {
+            assert!(
+                !plan.contains(&format!("[stage.{stage}]")),
+                "{stage}:\n{plan}"
+            );
+        }
+        for stage in kept {
+            assert!(
+                plan.contains(&format!("[stage.{stage}]")),
+                "{stage}:\n{plan}"
+            );
+        }
+        assert!(!plan.contains('@'), "{plan}");
+        stdout(folder, &["check", "plans/pot.toml"]);
+        stdout(folder, &["build", "plans/pot.toml", "graph"]);
+
+        // The plan for an ordinary model.
+        write(&TinyGguf::llama().file());
+        fs::remove_dir_all(folder.join("plans")).unwrap();
+        stdout(folder, &["init", "file:pot.gguf"]);
+        write(file);
+        check_fails(
+            folder,
+            &["check", "plans/pot.toml"],
+            1,
+            &["the stage `bundle` would fail", what],
+        );
+        // A build ends when it has read the header.
+        let (_, _, err) = kiln(folder, &["build", "plans/pot.toml", "--set", &pin(file)]);
+        assert!(
+            err.contains(what) && !err.contains("begin  weights"),
+            "{err}"
+        );
+    }
+    let windows = TinyGguf::gemma2().file();
+    write(&windows);
+    stdout(folder, &["init", "file:pot.gguf", "--out", "windows.toml"]);
+    check_fails(
+        folder,
+        &["check", "windows.toml", "--set", "context=512"],
+        1,
+        &["the stage `graph` would fail", "a sliding window of"],
     );
+}
+
+/// `sha256=...` of a file.
+fn pin(file: &GgufFile) -> String {
+    let mut text = "sha256=".to_string();
+    for byte in sha2::Sha256::digest(file.write()) {
+        text += &format!("{byte:02x}");
+    }
+    text
 }
 
 #[test]

@@ -9,11 +9,11 @@ use kiln::base::hash_bytes;
 use serde_json::{Value, json};
 
 /// One line per stage: kind, version, parameters, digest of the keys, digest of the output.
-const GOLDEN: &str = r#"inspect 3 {} b3:6ea5d1d4ced0 b3:c385e45fd03a
+const GOLDEN: &str = r#"inspect 4 {} b3:de20b230ff95 b3:9e302cf72d6e
 dequant 2 {"type":"f32"} b3:36ad50133b36 b3:f70435de3057
 dequant 2 {"type":"f16"} b3:5effc2c8c229 b3:a3d8ccc8d3b2
 dequant 2 {"type":"bf16"} b3:3fa7bb95d6a9 b3:27d7b02cba08
-rotate 1 {} b3:c911bb801572 b3:b90db3573e72
+rotate 1 {} b3:800d4649610e b3:9fbb842967f1
 requant 4 {"scheme":"f16"} b3:a7994319f33b b3:eb4819bd8f03
 graph 9 {"context":24,"prefill":8} b3:5c1639a4d0c3 b3:4b14e9b4514c
 requant 4 {"scheme":"int8-block"} b3:3e6dd4cfbcfe b3:11daf00c395e
@@ -34,17 +34,17 @@ mixed-precision 3 {"bytes":130} b3:eb000934c1d1 b3:bfe24a1a0309
 "#;
 
 /// The same for the kinds that use Qualcomm's libraries.
-const GOLDEN_WITH_LIBRARIES: &str = r#"inspect 3 {} b3:6ea5d1d4ced0 b3:c385e45fd03a
+const GOLDEN_WITH_LIBRARIES: &str = r#"inspect 4 {} b3:de20b230ff95 b3:9e302cf72d6e
 requant 4 {"scheme":"native"} b3:732f9cfde6d1 b3:d919957b6dce
 graph 9 {"context":24,"prefill":8} b3:c490a2db6f7c b3:beb47a37edde
-context-bin 5 {"container":true,"soc":"sm8650"} b3:f9d717dbf689 b3:665bad9f5490
+context-bin 6 {"container":true,"soc":"sm8650"} b3:5bcd73387975 b3:665bad9f5490
 dlc 3 {} b3:2828171c23bf b3:b7fb6c1b87ab
 estimate 1 {} b3:cb8c4af58c2c b3:f3ffebed1f94
 requant 4 {"scheme":"f16"} b3:a7994319f33b b3:eb4819bd8f03
 graph 9 {"context":24,"prefill":8} b3:5c1639a4d0c3 b3:4b14e9b4514c
 dlc 3 {} b3:131380872a6e b3:65f1fd3ed388
-context-bin 5 {"soc":"sm8750"} b3:c70115c4725a b3:63a3ac787c20
-package 4 {"name":"tiny"} b3:259688c520b3 b3:56db23a39702
+context-bin 6 {"soc":"sm8750"} b3:7ab53bf62698 b3:63a3ac787c20
+package 5 {"name":"tiny"} b3:e71d5bac64ec b3:56db23a39702
 "#;
 
 /// Runs stages and writes a line for each.

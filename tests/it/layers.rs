@@ -40,8 +40,8 @@ const LAYERS: [(&str, &[&str]); 18] = [
     (
         "cli",
         &[
-            "records", "stages", "engine", "plan", "events", "execute", "store", "action", "model",
-            "qnn", "base",
+            "records", "stages", "engine", "plan", "events", "execute", "artifact", "store",
+            "action", "model", "qnn", "base",
         ],
     ),
 ];

@@ -11,7 +11,7 @@ use crate::support::tiny_gguf::{Random, TinyGguf, byte_characters};
 use crate::support::tools;
 use crate::support::workspace::Folder;
 use kiln::model::gguf::Gguf;
-use kiln::model::summary::Under;
+use kiln::model::summary::TokenizerKeys;
 use kiln::model::tokenizer::Tokenizer;
 use serde_json::{Value as Json, json};
 
@@ -64,6 +64,7 @@ fn difficult_texts() -> Vec<String> {
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
         "<|im_start|><|im_start|><|im_end|> <|im_end|>x<|im_end|",
         "<|endoftext|>a <|endoftext|>\n<|im_start",
+        "<|user|>\n  Hi <|end|>\n<|assistant|>\n\t<|endoftext|> \n<s>  a</s>  \n b <unk> c<|end|>  ",
         "naïve Ünïcödé e\u{301} ﬀ ß ẞ İı ſ",
         "русский текст 中文字符 日本語のテキスト 한국어 עברית العربية हिन्दी ไทย",
         "👩‍👩‍👧‍👦🏳️‍🌈 🇫🇷 \u{1F600}\u{FE0F} ☃ ♞",
@@ -172,6 +173,7 @@ fn tokens_of_real_vocabularies_match() {
         "gpt-2",
         "llama-bpe",
         "llama-spm",
+        "phi-3",
         "qwen2",
         "qwen35",
         "refact",
@@ -180,10 +182,10 @@ fn tokens_of_real_vocabularies_match() {
         let file = tools::vocabularies().join(format!("ggml-vocab-{name}.gguf"));
         let bytes = std::fs::read(file).unwrap();
         let gguf = Gguf::parse(&bytes).unwrap();
-        let metadata = serde_json::to_value(Under(&gguf.metadata, "tokenizer.")).unwrap();
+        let metadata = serde_json::to_value(TokenizerKeys(&gguf.metadata)).unwrap();
         let mut texts = difficult_texts();
         texts.push(include_str!("../../plans/data/eval.txt").into());
-        if name != "llama-spm" {
+        if !["llama-spm", "phi-3"].contains(&name) {
             texts = without_unknown_bytes(texts, &metadata);
         }
         let tokens = check(root.path(), &bytes, &metadata, &texts);

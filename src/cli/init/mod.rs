@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use serde_json::json;
 
 use super::common::load_plan;
+use super::foresee::Product;
 use super::output_paths::OutputPaths;
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
@@ -98,7 +99,7 @@ pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exi
             .help("choose another file with --out, or remove it")
             .into());
     }
-    let model = Model::read(&args.url, &file, folder_of(&path))?;
+    let model = Model::read(&args.url, &file, folder_of(&path), stages)?;
     let text = plan_text(&model, &args.soc);
     let source = Source {
         name: path.display().to_string(),
@@ -108,7 +109,9 @@ pub(super) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exi
     if let Err(failed) = load_plan(source, &[], stages) {
         return Err(first_problem(failed, &file));
     }
-    write_eval_text(&folder_of(&path).join(TEXT.0))?;
+    if model.has(Product::Scores) {
+        write_eval_text(&folder_of(&path).join(TEXT.0))?;
+    }
     write_new(&path, text.as_bytes()).context(Code::CallWrite, || {
         format!("write the plan {}", path.display())
     })?;
@@ -166,7 +169,12 @@ fn plan_text(model: &Model, soc: &str) -> String {
         }
     }
     let (vars, fetch_stages) = model_sources(model);
-    TEMPLATE
+    let reported = match model.has(Product::Bundle) {
+        true => r#"["onnx", "layers", "bundle", "phone"]"#,
+        false => r#"["onnx", "layers"]"#,
+    };
+    sections(model)
+        .replace("@REPORTED@", reported)
         .replace("@NAME@", &model.name)
         .replace("@GGUF@", &model.layout.gguf_input())
         .replace("@SOC@", soc)
@@ -178,6 +186,25 @@ fn plan_text(model: &Model, soc: &str) -> String {
         .replace("@VARS@\n", &vars)
         .replace("@SOURCES@\n", &fetch_stages)
         .replace("@ABOUT@", &model.about)
+}
+
+/// The template without the sections of what cannot be made of the model. A section is between a
+/// line `@IF PRODUCT@` and a line `@END@`.
+fn sections(model: &Model) -> String {
+    let (mut text, mut is_kept) = (String::new(), true);
+    for line in TEMPLATE.lines() {
+        match line {
+            "@IF scores@" => is_kept = model.has(Product::Scores),
+            "@IF bundle@" => is_kept = model.has(Product::Bundle),
+            "@END@" => is_kept = true,
+            _ if is_kept => {
+                text += line;
+                text.push('\n');
+            }
+            _ => {}
+        }
+    }
+    text
 }
 
 /// The variables for the file of the model, and the stages that fetch it. The files of a split

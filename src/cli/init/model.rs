@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use super::layout::{FileLayout, model_file_name};
 use crate::action::{Inputs, Registry};
 use crate::base::{Code, Context, Problem, Result, bytes, head, shown_line};
+use crate::cli::foresee::{self, Product, Verdict};
 use crate::cli::inspect::{MAGIC_BYTES, open_model_files, unsupported_format, with_headers};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::arch::{model_facts, model_warnings};
@@ -36,6 +37,8 @@ pub(super) struct LocalModel {
     pub sha256: Vec<String>,
     /// The model.
     pub spec: DecoderSpec,
+    /// What can be made of it.
+    pub verdicts: Vec<Verdict>,
     /// Oddities that do not affect a build.
     pub warnings: Vec<String>,
 }
@@ -86,8 +89,18 @@ pub(super) fn plan_name(file: &str) -> String {
 }
 
 impl Model {
+    /// Whether `product` can be made of it, as far as is known.
+    pub(super) fn has(&self, product: Product) -> bool {
+        let Some(local) = &self.local else {
+            return true;
+        };
+        let is_refused =
+            |verdict: &Verdict| verdict.product == product && verdict.problem.is_some();
+        !local.verdicts.iter().any(is_refused)
+    }
+
     /// The model in `file` at `url`, for a plan in `folder`.
-    pub(super) fn read(url: &str, file: &str, folder: &Path) -> Result<Model> {
+    pub(super) fn read(url: &str, file: &str, folder: &Path, stages: &Registry) -> Result<Model> {
         let path = url.strip_prefix("file:");
         let url = match path {
             Some(path) => url_relative_to(folder, path)?,
@@ -97,7 +110,7 @@ impl Model {
         let (about, local) = match path {
             // The first part of a file may lack the end of the header.
             Some(path) if !matches!(layout, FileLayout::Parts(_)) => {
-                let (about, local) = match read_local(Path::new(path)) {
+                let (about, local) = match read_local(Path::new(path), stages) {
                     Ok(model) => model,
                     Err(problem) => {
                         let message = format!("failed to make a plan for {path}");
@@ -134,13 +147,13 @@ fn absolute_path(path: &Path) -> Result<PathBuf> {
 }
 
 /// The description of a local model, and what its files tell.
-fn read_local(path: &Path) -> Result<(String, LocalModel)> {
+fn read_local(path: &Path, stages: &Registry) -> Result<(String, LocalModel)> {
     let mut files = open_model_files(path)?;
     let start = head(path, MAGIC_BYTES).context(Code::CallUnreadable, || "read it".into())?;
     if !start.starts_with(&MAGIC) {
         return Err(unsupported_format(path, &start));
     }
-    let (about, spec, warnings) = with_headers(&mut files, |gguf| {
+    let (about, spec, verdicts, warnings) = with_headers(&mut files, |gguf| {
         let facts = model_facts(gguf)?;
         let name = match gguf.metadata.get::<Value>("general.name")? {
             Some(name) => format!("`{name}`"),
@@ -152,12 +165,20 @@ fn read_local(path: &Path) -> Result<(String, LocalModel)> {
             facts.block_count,
             tensor_types(gguf)
         );
-        if let Some(problem) = gguf.tokenizer_problem() {
-            about += &format!(" No stage can read or write its text: {}.", problem.message);
+        let verdicts = foresee::verdicts(gguf, &facts, stages)?;
+        for Verdict { product, problem } in &verdicts {
+            match problem {
+                None => {}
+                Some(problem) if *product == Product::Binary => return Err(problem.clone()),
+                Some(problem) => {
+                    about += &format!(" No {}: {}.", product.name(), problem.message);
+                }
+            }
         }
         let warnings = model_warnings(gguf, &facts);
         // It becomes a comment in the plan, where a line break would end the comment.
-        Ok((shown_line(&about), DecoderSpec::try_from(facts)?, warnings))
+        let about = shown_line(&about);
+        Ok((about, DecoderSpec::try_from(facts)?, verdicts, warnings))
     })?;
     let mut digests = vec![];
     for file in &mut files {
@@ -166,6 +187,7 @@ fn read_local(path: &Path) -> Result<(String, LocalModel)> {
     let local = LocalModel {
         sha256: digests,
         spec,
+        verdicts,
         warnings,
     };
     Ok((about, local))

@@ -8,7 +8,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::action::Registry;
 use crate::base::{self, Code, Context, Problem, Result, open_file};
+use crate::cli::foresee;
 use crate::model::decoder::ModelFacts;
 use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::{ByteOrder, Gguf, Prefix, TensorInfo, Value, files_of};
@@ -34,6 +36,8 @@ struct Json<'a> {
     /// What the model is, or why kiln cannot build it.
     #[serde(flatten)]
     model: Verdict,
+    /// What kiln can make of the model; empty if it cannot build it.
+    products: Vec<foresee::Verdict>,
     /// Oddities that do not affect a build.
     warnings: Vec<String>,
     metadata: Scalars<'a>,
@@ -67,13 +71,18 @@ fn is_first(file: &usize) -> bool {
 
 /// The summary, and the tensors if `tensors`; with `json`, one line with everything. For a file of
 /// a split model, the other files are read from the same folder.
-pub(super) fn describe(path: &Path, tensors: bool, json: bool) -> Result<String> {
+pub(super) fn describe(
+    path: &Path,
+    tensors: bool,
+    json: bool,
+    stages: &Registry,
+) -> Result<String> {
     let mut files = open_model_files(path)?;
     with_headers(&mut files, |gguf| {
         if json {
-            describe_json(gguf)
+            describe_json(gguf, stages)
         } else {
-            Ok(describe_text(gguf, tensors))
+            describe_text(gguf, tensors, stages)
         }
     })
 }
@@ -160,13 +169,15 @@ fn read_start(file: &mut File, bytes: u64) -> Result<(Vec<u8>, u64)> {
     Ok((start, file_bytes))
 }
 
-fn describe_json(gguf: &Gguf) -> Result<String> {
-    let (model, warnings) = match model_facts(gguf) {
+fn describe_json(gguf: &Gguf, stages: &Registry) -> Result<String> {
+    let (mut products, mut warnings) = (vec![], vec![]);
+    let model = match model_facts(gguf) {
         Ok(facts) => {
-            let warnings = model_warnings(gguf, &facts);
-            (Verdict::Model(facts), warnings)
+            products = foresee::verdicts(gguf, &facts, stages)?;
+            warnings = model_warnings(gguf, &facts);
+            Verdict::Model(facts)
         }
-        Err(problem) => (Verdict::Problem(problem), vec![]),
+        Err(problem) => Verdict::Problem(problem),
     };
     let description = Json {
         format: "gguf",
@@ -178,6 +189,7 @@ fn describe_json(gguf: &Gguf) -> Result<String> {
         },
         files: gguf.file_count(),
         model,
+        products,
         warnings,
         metadata: Scalars(&gguf.metadata),
         tensors: gguf.tensors.iter().map(json_tensor).collect(),
@@ -187,12 +199,20 @@ fn describe_json(gguf: &Gguf) -> Result<String> {
     Ok(line + "\n")
 }
 
-fn describe_text(gguf: &Gguf, tensors: bool) -> String {
+fn describe_text(gguf: &Gguf, tensors: bool, stages: &Registry) -> Result<String> {
     let facts = model_facts(gguf);
     let model = facts.as_ref().ok();
     let mut text = Summary { gguf, model }.to_string();
     match &facts {
         Ok(facts) => {
+            text += "\ncan be made\n";
+            for foresee::Verdict { product, problem } in foresee::verdicts(gguf, facts, stages)? {
+                let answer = match problem {
+                    None => "yes".into(),
+                    Some(problem) => format!("no: {}", problem.message),
+                };
+                text += &format!("  {:<17}  {answer}\n", product.name());
+            }
             let warnings = model_warnings(gguf, facts);
             if !warnings.is_empty() {
                 text.push('\n');
@@ -209,7 +229,7 @@ fn describe_text(gguf: &Gguf, tensors: bool) -> String {
             text += &tensor_line(tensor);
         }
     }
-    text
+    Ok(text)
 }
 
 fn json_tensor<'a>(tensor: &'a TensorInfo) -> JsonTensor<'a> {

@@ -12,6 +12,7 @@ use crate::events::{Event, PartId, Why};
 impl Scheduler<'_> {
     /// A job is not in the cache and must run. Fails if it can never fit.
     pub(super) fn missed(&mut self, id: JobId, why: Vec<Why>, past: Option<PastRun>) {
+        self.foresee_all();
         let job = &mut self.jobs[id.0];
         if let Some(past) = past {
             job.critical_path_ms += past.took_ms;

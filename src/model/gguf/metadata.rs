@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Serialize, Serializer};
+
 use super::reader::Reader;
 use super::value::{Array, Value};
 use crate::base::{Code, Problem, Result};
@@ -21,6 +23,13 @@ pub struct Metadata<'a> {
     /// In the order of the file.
     pairs: Vec<(&'a str, Value<'a>)>,
     by_key: BTreeMap<&'a str, usize>,
+}
+
+/// One object, in the order of the file.
+impl Serialize for Metadata<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.pairs.iter().map(|(key, value)| (key, value)))
+    }
 }
 
 impl<'a> Metadata<'a> {

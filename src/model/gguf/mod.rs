@@ -29,7 +29,7 @@ pub use value::{Array, Value, ValueType};
 pub use writer::{Entry, Header};
 
 use crate::base::{Code, Problem, Result};
-use crate::model::tokenizer::unsupported;
+use crate::model::tokenizer::TokenizerFacts;
 use reader::Reader;
 
 /// The first bytes of a GGUF.
@@ -144,22 +144,20 @@ impl<'a> Gguf<'a> {
             .unwrap_or_default()
     }
 
-    /// Why kiln cannot use the tokenizer; `None` if it can.
-    pub fn tokenizer_problem(&self) -> Option<Problem> {
+    /// The kind of its tokenizer. Fails if the names in the metadata are no strings.
+    pub fn tokenizer(&self) -> Result<TokenizerFacts> {
         let tokens = self.metadata.get::<Array>("tokenizer.ggml.tokens");
         let model = self.metadata.get::<&str>("tokenizer.ggml.model");
         let (Ok(Some(_)), Ok(Some(model))) = (tokens, model) else {
-            return Some(
-                Problem::new(Code::TokenizerNone, "the file has no tokenizer").help(
-                    "leave out the stages `reference` and `package`, or take a GGUF of the whole \
-                     model",
-                ),
-            );
+            return Ok(TokenizerFacts::default());
         };
-        match self.metadata.get::<&str>("tokenizer.ggml.pre") {
-            Ok(pre) => unsupported(model, pre),
-            Err(problem) => Some(problem),
-        }
+        let pre = self.metadata.get::<&str>("tokenizer.ggml.pre")?;
+        Ok(TokenizerFacts::new(model, pre))
+    }
+
+    /// Why kiln cannot use the tokenizer; `None` if it can.
+    pub fn tokenizer_problem(&self) -> Option<Problem> {
+        self.tokenizer().and_then(|facts| facts.check()).err()
     }
 
     /// The number of its files.

@@ -53,7 +53,8 @@ impl Bundle<'_> {
             [token] => json!(token),
             tokens => json!(tokens),
         };
-        // Genie puts this token before a text that does not begin with it; -1 for none.
+        // Genie puts this token before every prompt, also before one that begins with it; -1 for
+        // none.
         let bos = match tokenizer.bos_token() {
             Some(token) => json!(token),
             None => json!(-1),

@@ -174,7 +174,7 @@ fn commands(bundle: &Bundle, build: &str) -> String {
         Some(_) => "--prompt_file prompt.txt",
         None => "-p 'What is gravity?'",
     };
-    let template = match (&params.prompt, bundle.tokenizer.chat_template()) {
+    let mut template = String::from(match (&params.prompt, bundle.tokenizer.chat_template()) {
         _ if !feeds_ids => {
             "PROMPT_ROWS and ALL_ROWS are files that you make with `cpu/prefill-embedding.onnx`: \
              the rows of the prompt's tokens, and those of\nall tokens of the vocabulary, in f32. \
@@ -186,7 +186,10 @@ fn commands(bundle: &Bundle, build: &str) -> String {
              template, which stands in\n`tokenizer_config.json`."
         }
         _ => "Genie feeds a prompt as it is.",
-    };
+    });
+    if feeds_ids && bundle.tokenizer.bos_token().is_some() {
+        template += "\nGenie puts the first token of a text (BOS) before it: leave it out.";
+    }
     format!(
         "## On a phone\n\
          \n\

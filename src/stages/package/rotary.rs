@@ -4,10 +4,18 @@ use serde_json::{Value, json};
 
 use crate::base::Result;
 use crate::model::decoder::inputs::{RotaryTable, RotaryTables};
-use crate::model::decoder::{RopeScaling, Rotary, not_supported};
+use crate::model::decoder::{DecoderSpec, RopeScaling, Rotary, not_supported};
 
 /// Genie in messages.
 const GENIE: &str = "kiln's configuration of Genie";
+
+/// Refuses a decoder whose RoPE Genie cannot compute.
+pub(super) fn check(model: &DecoderSpec) -> Result<()> {
+    for (_, rotary) in RotaryTables::of(model)?.iter() {
+        encoding(rotary, model.context_length)?;
+    }
+    Ok(())
+}
 
 /// Adds the settings of `tables` to those of the engine, for graphs of this `context`.
 pub(super) fn add(engine: &mut Value, tables: &RotaryTables, context: u32) -> Result<()> {

@@ -9,6 +9,7 @@
 //! | `smaller=N` | suggestions that reduce the memory, down to N |
 //! | `fail=I` | order I fails |
 //! | `flaky=K` | fails K times, if the executor counts the attempts |
+//! | `refuses=A` | must fail by the input of A |
 //! | `panic=expand` or `run` | panics there |
 //! | `seed=S` | replaces the stage name in the actions, so that stages can share actions |
 //! | `tied=1` | all orders are the same action |
@@ -134,6 +135,16 @@ impl Stage for Fake {
             Some(file) => Ok(vec![file.into()]),
             None => Ok(vec![]),
         }
+    }
+
+    fn foresee(&self, params: &Value, inputs: &Inputs) -> Result<()> {
+        let refused = params["refuses"].as_str().unwrap_or_default();
+        for (producer, _) in inputs.many("from") {
+            if producer == refused {
+                return Err(Problem::new(Code::of("test::refused"), "as the plan says"));
+            }
+        }
+        Ok(())
     }
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln::action::{ActionKey, Inputs, Manifest, PartName};
+use kiln::action::{ActionKey, Inputs, Manifest, PartName, Stage};
 use kiln::base::{Code, Digest, Problem};
 use kiln::engine::{
     Built, CompletedStage, Effect, History, Input, JobState, Limits, PastRun, ProbeResult,
@@ -13,7 +13,7 @@ use kiln::events::{Event, Why};
 use kiln::plan::Plan;
 use kiln::store::ActionResult;
 
-use super::fake;
+use super::fake::{self, Fake};
 
 /// The result of a simulated build.
 #[derive(Default)]
@@ -215,6 +215,10 @@ impl Simulation<'_> {
                     completed: completed.map(Some),
                 }
             }
+            Effect::Foresee { stage, inputs } => Input::Foreseen {
+                stage,
+                result: Fake.foresee(&self.plan.stages[stage.index()].params, &inputs),
+            },
             Effect::Expand { stage, inputs } => Input::Expanded {
                 stage,
                 tasks: fake::tasks(&self.plan.stages[stage.index()], &inputs),
