@@ -18,7 +18,8 @@ const SENTENCEPIECE: &str = "llama";
 
 /// `tokenizer.ggml.token_type` of ordinary tokens.
 const NORMAL: i64 = 1;
-/// That of tokens that are never made by merging: control and user-defined.
+/// That of tokens that are never made by merging: unknown, control and user-defined.
+const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
@@ -299,7 +300,7 @@ fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
     let takes_spaces = metadata.name.as_deref().is_some_and(is_phi3);
     let mut added = vec![];
     for token in special_tokens(metadata) {
-        let is_control = token.kind == CONTROL;
+        let is_control = token.kind != USER_DEFINED;
         let takes_spaces = takes_spaces && !PHI3_KEEPS_SPACES.contains(&token.text);
         let token = AddedToken::from(token.text, is_control);
         added.push(token.normalized(false).rstrip(takes_spaces));
@@ -328,7 +329,7 @@ fn special_tokens(metadata: &Metadata) -> Vec<SpecialToken<'_>> {
     let mut special = vec![];
     for (id, (text, kind)) in (0..).zip(metadata.tokens.iter().zip(&metadata.token_type)) {
         let kind = *kind;
-        if kind == CONTROL || kind == USER_DEFINED {
+        if matches!(kind, UNKNOWN | CONTROL | USER_DEFINED) {
             special.push(SpecialToken { id, text, kind });
         }
     }

@@ -99,7 +99,8 @@ pub struct Params {
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(extend("default" = Shards::default()))]
     pub shards: Shards,
-    /// Memory that compiling one shard may take, for `shards = "auto"`.
+    /// Memory that compiling one shard may take, for `shards = "auto"`. The default grows to 4/3
+    /// of what one layer with embedding or head needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = SHARD_MEMORY))]
     pub shard_memory: Option<String>,
@@ -200,7 +201,8 @@ const SQNR_DB: f64 = 55.0;
 /// step: SmolLM2's KL divergence is 2.8e-4 at 0, 2.3e-5 at 0.1, 7.2e-6 at 0.25.
 const MARGIN: f64 = 0.25;
 
-/// Two compilations at a time then fit a machine with 8 GB.
+/// Two compilations at a time then fit a machine with 8 GB. The heads of many models need more: they
+/// get a third more than that, since no number of shards needs less.
 const SHARD_MEMORY: &str = "3GB";
 
 impl Default for Params {
@@ -535,11 +537,11 @@ impl Params {
             Shards::Fitting(Fitting::Layers) => return Ok(model.block_count()),
             Shards::Fitting(Fitting::Auto) => {}
         }
-        let allowed = parse_bytes(self.shard_memory.as_deref().unwrap_or(SHARD_MEMORY))
-            .map_err(|why| Problem::new(Code::PlanParameter, why))?;
         let parts = weights.parts.iter();
         let parts = parts.map(|(name, part)| (name.as_str(), part));
         let compilations = Compilations::new(model, parts, ROLES.len(), self.place);
+        let least = compilations.largest(model.block_count())?;
+        let allowed = self.memory_per_shard(least)?;
         for count in 1..=model.block_count() {
             if compilations.largest(count)? <= allowed {
                 return Ok(count);
@@ -550,10 +552,19 @@ impl Params {
             format!(
                 "no number of shards can be compiled in {}: one layer per shard needs {}",
                 bytes(allowed),
-                bytes(compilations.largest(model.block_count())?)
+                bytes(least)
             ),
         )
         .help("raise `shard_memory`, or store embedding and head in fewer bytes"))
+    }
+
+    /// The memory that compiling one shard may take, where one layer per shard needs `least`.
+    fn memory_per_shard(&self, least: u64) -> Result<u64> {
+        let parsed = |text| parse_bytes(text).map_err(|why| Problem::new(Code::PlanParameter, why));
+        match &self.shard_memory {
+            Some(text) => parsed(text),
+            None => Ok(parsed(SHARD_MEMORY)?.max(least.saturating_add(least / 3))),
+        }
     }
 
     /// The files and graphs of `subgraph`. Genie expects these names of graphs.
@@ -571,5 +582,25 @@ impl Params {
             (prefill, profile("prompt", self.prefill)),
             (decode, profile("token", 1)),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only the default grows: the heads of many models need more than 3 GB.
+    #[test]
+    fn the_default_memory_of_a_shard_fits_one_layer_with_the_head() {
+        let memory = |shard_memory: Option<&str>, least| {
+            let params = Params {
+                shard_memory: shard_memory.map(String::from),
+                ..Params::default()
+            };
+            params.memory_per_shard(least).unwrap()
+        };
+        assert_eq!(memory(None, 1_000_000_000), 3_000_000_000);
+        assert_eq!(memory(None, 6_000_000_000), 8_000_000_000);
+        assert_eq!(memory(Some("2GB"), 7_000_000_000), 2_000_000_000);
     }
 }

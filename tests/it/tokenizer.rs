@@ -64,7 +64,6 @@ fn difficult_texts() -> Vec<String> {
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
         "<|im_start|><|im_start|><|im_end|> <|im_end|>x<|im_end|",
         "<|endoftext|>a <|endoftext|>\n<|im_start",
-        "<|user|>\n  Hi <|end|>\n<|assistant|>\n\t<|endoftext|> \n<s>  a</s>  \n b <unk> c<|end|>  ",
         "naïve Ünïcödé e\u{301} ﬀ ß ẞ İı ſ",
         "русский текст 中文字符 日本語のテキスト 한국어 עברית العربية हिन्दी ไทย",
         "👩‍👩‍👧‍👦🏳️‍🌈 🇫🇷 \u{1F600}\u{FE0F} ☃ ♞",
@@ -88,6 +87,10 @@ fn difficult_texts() -> Vec<String> {
     }
     texts
 }
+
+/// Special tokens of Phi-3, most of which take the spaces after them.
+const SPACES_AFTER_SPECIAL_TOKENS: &str =
+    "<|user|>\n  Hi <|end|>\n<|assistant|>\n\t<|endoftext|> \n<s>  a</s>  \n b <unk> c<|end|>  ";
 
 /// Removes the characters with a byte that has no token. All three tokenizers drop such a byte, but
 /// Hugging Face and kiln merge tokens across the gap and llama.cpp does not.
@@ -185,7 +188,9 @@ fn tokens_of_real_vocabularies_match() {
         let metadata = serde_json::to_value(TokenizerKeys(&gguf.metadata)).unwrap();
         let mut texts = difficult_texts();
         texts.push(include_str!("../../plans/data/eval.txt").into());
-        if !["llama-spm", "phi-3"].contains(&name) {
+        if ["llama-spm", "phi-3"].contains(&name) {
+            texts.push(SPACES_AFTER_SPECIAL_TOKENS.into());
+        } else {
             texts = without_unknown_bytes(texts, &metadata);
         }
         let tokens = check(root.path(), &bytes, &metadata, &texts);
