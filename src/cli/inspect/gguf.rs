@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::action::Registry;
 use crate::base::{self, Code, Context, Problem, Result, open_file};
-use crate::cli::foresee;
+use crate::cli::foresee::{self, Verdict};
 use crate::model::decoder::ModelFacts;
 use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::{ByteOrder, Gguf, Prefix, TensorInfo, Value, files_of};
@@ -35,9 +35,9 @@ struct Json<'a> {
     files: usize,
     /// What the model is, or why kiln cannot build it.
     #[serde(flatten)]
-    model: Verdict,
+    model: Outcome,
     /// What kiln can make of the model; empty if it cannot build it.
-    products: Vec<foresee::Verdict>,
+    products: Vec<Verdict>,
     /// Oddities that do not affect a build.
     warnings: Vec<String>,
     metadata: Scalars<'a>,
@@ -46,7 +46,7 @@ struct Json<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Verdict {
+enum Outcome {
     Model(ModelFacts),
     Problem(Problem),
 }
@@ -175,9 +175,9 @@ fn describe_json(gguf: &Gguf, stages: &Registry) -> Result<String> {
         Ok(facts) => {
             products = foresee::verdicts(gguf, &facts, stages)?;
             warnings = model_warnings(gguf, &facts);
-            Verdict::Model(facts)
+            Outcome::Model(facts)
         }
-        Err(problem) => Verdict::Problem(problem),
+        Err(problem) => Outcome::Problem(problem),
     };
     let description = Json {
         format: "gguf",
@@ -206,7 +206,7 @@ fn describe_text(gguf: &Gguf, tensors: bool, stages: &Registry) -> Result<String
     match &facts {
         Ok(facts) => {
             text += "\ncan be made\n";
-            for foresee::Verdict { product, problem } in foresee::verdicts(gguf, facts, stages)? {
+            for Verdict { product, problem } in foresee::verdicts(gguf, facts, stages)? {
                 let answer = match problem {
                     None => "yes".into(),
                     Some(problem) => format!("no: {}", problem.message),
