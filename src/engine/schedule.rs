@@ -5,8 +5,8 @@
 //! part is an action; parts with equal keys share one job. A job is first looked up in the cache. A
 //! miss waits for resources; the job with the longest critical path starts first. When all parts of
 //! a stage are done, the stage is complete. Once a job must run, every stage that waits for some of
-//! its inputs is asked whether it must fail by the others. After a failure (without `keep_going`) or `Cancel`,
-//! nothing new starts, and the build ends when there is no outstanding request.
+//! its inputs is asked whether it must fail by the others. After a failure (without `keep_going`) or
+//! `Cancel`, nothing new starts, and the build ends when there is no outstanding request.
 
 mod inputs;
 mod jobs;

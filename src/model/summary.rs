@@ -131,8 +131,8 @@ fn write_types(f: &mut fmt::Formatter<'_>, gguf: &Gguf) -> fmt::Result {
     Ok(())
 }
 
-/// The pairs that a tokenizer is made of, as one JSON object: those below `tokenizer.`, and the name
-/// of a Phi-3, whose special tokens follow from it.
+/// The pairs that a tokenizer is made of, as one JSON object: those below `tokenizer.`, and the
+/// name of a Phi-3, whose special tokens follow from it.
 pub struct TokenizerKeys<'a>(pub &'a Metadata<'a>);
 
 impl Serialize for TokenizerKeys<'_> {

@@ -79,8 +79,8 @@ const TEXT: (&str, &[u8]) = (
 /// The maximum context length of a plan, in tokens. A longer one costs memory on the device and
 /// time in the simulator.
 const CONTEXT: u32 = 2048;
-/// The exponent for models with RMSNorm around the branches, whose residual stream grows beyond fp16:
-/// 104,000 in Gemma 3 270M.
+/// The exponent for models with RMSNorm around the branches, whose residual stream grows beyond
+/// fp16: 104,000 in Gemma 3 270M.
 const LARGE_RESIDUAL: u32 = 4;
 /// The tokens of a prefill call, if the context is long enough.
 const PREFILL: u32 = 128;
