@@ -4,7 +4,7 @@
 
 use kiln::model::decoder::arch::model_facts;
 use kiln::model::gguf::{Gguf, Header, Prefix};
-use kiln::model::summary::{Summary, Under};
+use kiln::model::summary::Summary;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     // The bytes as two files, after the length of the first.
@@ -22,7 +22,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         );
     }
     let model = model_facts(&gguf).ok();
-    let metadata = serde_json::to_string(&Under(&gguf.metadata, "")).unwrap();
+    let metadata = serde_json::to_string(&gguf.metadata).unwrap();
     Summary {
         gguf: &gguf,
         model: model.as_ref(),
