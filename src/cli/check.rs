@@ -116,7 +116,7 @@ fn check_model(gguf: &Gguf, consumers: &[&PlannedStage], stages: &Registry) -> R
         problems: vec![],
         warnings: model_warnings(gguf, &facts),
     };
-    let model = described(&facts, &gguf.tokenizer().unwrap_or_default())?;
+    let model = described(&facts, &gguf.tokenizer())?;
     for stage in consumers {
         // An optional stage may never be built.
         if !stage.optional

@@ -51,7 +51,7 @@ pub(super) struct Verdict {
 
 /// What can be made of the model in `gguf`.
 pub(super) fn verdicts(gguf: &Gguf, facts: &ModelFacts, stages: &Registry) -> Result<Vec<Verdict>> {
-    let model = described(facts, &gguf.tokenizer().unwrap_or_default())?;
+    let model = described(facts, &gguf.tokenizer())?;
     let mut verdicts = vec![];
     for product in [Product::Binary, Product::Scores, Product::Bundle] {
         let (kind, params) = product.kind();

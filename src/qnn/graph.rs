@@ -74,8 +74,8 @@ impl GraphOptions {
                     htp_option(ffi::HTP_GRAPH_PRECISION, &[ffi::PRECISION_FLOAT16]),
                     htp_option(ffi::HTP_GRAPH_OPTIMIZATION, &level),
                     htp_option(ffi::HTP_GRAPH_VTCM_MB, &[*vtcm_mb]),
-                    // By default 4 threads, in graphs with more than 200 MiB of constants. The
-                    // binary then depends on which of them is first.
+                    // By default 4 threads, in graphs with many constants (it begins to use them
+                    // at 200 Mi). The binary then depends on which of them is first.
                     finalize_option(c"const_prop_parallel_threads", 0),
                 ])
             }

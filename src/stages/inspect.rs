@@ -113,8 +113,7 @@ impl TypedStage for Inspect {
 /// Writes all outputs except the tensors.
 fn write_documents(job: &Job, gguf: &Gguf, model: &ModelFacts) -> Result<Outputs> {
     let tokenizer = TokenizerKeys(&gguf.metadata);
-    // Names that are no strings are a problem of the stages that need a tokenizer.
-    let kind = gguf.tokenizer().unwrap_or_default();
+    let kind = gguf.tokenizer();
     let summary = Summary {
         gguf,
         model: Some(model),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::support::contexts::{facts, info};
 use crate::support::fetching::sha256;
+use crate::support::gguf_file::{self, GgufFile};
 use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
@@ -57,15 +58,18 @@ fn package(
     runner.run("package", params, &[("model", model), ("context", context)])
 }
 
+/// A model that requires a first token.
+fn with_first_token() -> GgufFile {
+    let mut file = TinyGguf::llama().file();
+    file.set("tokenizer.ggml.add_bos_token", gguf_file::Value::Bool(1));
+    file
+}
+
 #[test]
 fn bundle_metadata_matches_model_and_binary() {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path());
-    let mut file = TinyGguf::llama().file();
-    file.set(
-        "tokenizer.ggml.add_bos_token",
-        crate::support::gguf_file::Value::Bool(1),
-    );
+    let mut file = with_first_token();
     file.set("tokenizer.ggml.eot_token_id", 284);
     file.set("tokenizer.chat_template", "{{ messages }}");
     let model = runner.inspect(&file.write());
@@ -454,11 +458,7 @@ fn genie_stops_at_the_same_end_token() {
 fn genie_begins_with_the_first_token() {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path()).tool("qnn", &tools::qnn());
-    let mut file = TinyGguf::llama().file();
-    file.set(
-        "tokenizer.ggml.add_bos_token",
-        crate::support::gguf_file::Value::Bool(1),
-    );
+    let file = with_first_token();
     for prompt in ["the dog", "<|im_start|>the dog"] {
         let (model, context, reference) = tiny(&runner, &file.write(), prompt);
         let params = json!({"name": "tiny", "prompt": prompt});
@@ -478,11 +478,7 @@ fn genie_begins_with_the_first_token() {
 fn generate_rejects_unsuitable_inputs() {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path()).tool("qnn", &tools::qnn());
-    let mut file = TinyGguf::llama().file();
-    file.set(
-        "tokenizer.ggml.add_bos_token",
-        crate::support::gguf_file::Value::Bool(1),
-    );
+    let file = with_first_token();
     let (model, context, reference) = tiny(&runner, &file.write(), "the dog");
     let bundle = package(&runner, &model, &context, json!({})).unwrap();
     let generate = |bundle: &Manifest, reference: &Manifest| {

@@ -185,7 +185,7 @@ fn swapping_reverses_only_multi_byte_fields() {
 
 /// A big-endian file, written number by number.
 #[test]
-fn big_endian_headers_are_read() {
+fn headers_in_big_endian_order_are_read() {
     let mut bytes = b"GGUF".to_vec();
     let word = |bytes: &mut Vec<u8>, number: u32| bytes.extend(number.to_be_bytes());
     let long = |bytes: &mut Vec<u8>, number: u64| bytes.extend(number.to_be_bytes());

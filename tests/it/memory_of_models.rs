@@ -100,7 +100,7 @@ fn calibrated_requant_holds_four_copies_of_the_moments() {
         )]
         .into(),
     };
-    let bound = 4 * moments.len() as u64 + 48 * MIB;
+    let bound = 4 * moments.len() as u64 + 32 * MIB;
     for scheme in ["lpbq-32", "int4-channel"] {
         run_within(
             &runner,
@@ -131,7 +131,7 @@ fn layer_bound(graph: &Manifest, more: u64) -> u64 {
             stored += part.content.digest.size_bytes;
         }
     }
-    stored + 4 * LAYER + 4 * more * HIDDEN * FFN + 96 * MIB
+    stored + 4 * LAYER + 4 * more * HIDDEN * FFN + 80 * MIB
 }
 
 #[test]

@@ -25,10 +25,10 @@ pub struct Metadata<'a> {
     by_key: BTreeMap<&'a str, usize>,
 }
 
-/// One object, in the order of the file.
+/// One object, in the order of the keys.
 impl Serialize for Metadata<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.pairs.iter().map(|(key, value)| (key, value)))
+        serializer.collect_map(self.iter())
     }
 }
 

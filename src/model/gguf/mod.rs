@@ -144,20 +144,15 @@ impl<'a> Gguf<'a> {
             .unwrap_or_default()
     }
 
-    /// The kind of its tokenizer. Fails if the names in the metadata are no strings.
-    pub fn tokenizer(&self) -> Result<TokenizerFacts> {
+    /// The kind of its tokenizer; none, if the names in the metadata are no strings.
+    pub fn tokenizer(&self) -> TokenizerFacts {
         let tokens = self.metadata.get::<Array>("tokenizer.ggml.tokens");
         let model = self.metadata.get::<&str>("tokenizer.ggml.model");
-        let (Ok(Some(_)), Ok(Some(model))) = (tokens, model) else {
-            return Ok(TokenizerFacts::default());
-        };
-        let pre = self.metadata.get::<&str>("tokenizer.ggml.pre")?;
-        Ok(TokenizerFacts::new(model, pre))
-    }
-
-    /// Why kiln cannot use the tokenizer; `None` if it can.
-    pub fn tokenizer_problem(&self) -> Option<Problem> {
-        self.tokenizer().and_then(|facts| facts.check()).err()
+        let pre = self.metadata.get::<&str>("tokenizer.ggml.pre");
+        match (tokens, model, pre) {
+            (Ok(Some(_)), Ok(Some(model)), Ok(pre)) => TokenizerFacts::new(model, pre),
+            _ => TokenizerFacts::default(),
+        }
     }
 
     /// The number of its files.
