@@ -9,6 +9,8 @@ use crate::base::Digest;
 
 /// Maximum number of reasons on one line.
 const MAX_SHOWN: usize = 3;
+/// Characters of a value that are shown.
+const MAX_CHARACTERS: usize = 80;
 
 /// Why a part runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,7 +61,9 @@ impl fmt::Display for Why {
             Why::FirstTime => f.write_str("first build"),
             Why::Kind { old, new } => write!(f, "kind: {old} -> {new}"),
             Why::StageVersion { old, new } => write!(f, "stage version: {old} -> {new}"),
-            Why::Param { path, old, new } => write!(f, "{path}: {old} -> {new}"),
+            Why::Param { path, old, new } => {
+                write!(f, "{path}: {} -> {}", clipped(old), clipped(new))
+            }
             Why::Input { name, old, new } => {
                 write!(f, "input {name}: {} -> {}", short(old), short(new))
             }
@@ -83,6 +87,16 @@ fn short(value: &Option<String>) -> String {
         Some(text) => short_digest(text),
         None => "nothing".into(),
     }
+}
+
+/// The first characters of a long value, such as a prompt.
+fn clipped(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().nth(MAX_CHARACTERS).is_none() {
+        return text;
+    }
+    let start: String = text.chars().take(MAX_CHARACTERS - 3).collect();
+    format!("{start}...")
 }
 
 /// The short form of a digest. Other texts are returned unchanged.

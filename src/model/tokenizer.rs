@@ -432,8 +432,8 @@ mod tests {
         fn problem(json: &[u8]) -> Problem {
             Tokenizer::from_metadata(json).err().unwrap()
         }
-        let unknown = problem(&metadata("tekken")).to_string();
-        assert!(unknown.contains("`tekken` is not known"), "{unknown}");
+        let unknown = problem(&metadata("bloom")).to_string();
+        assert!(unknown.contains("`bloom` is not known"), "{unknown}");
         for (key, expected) in [
             ("", "`tokenizer.ggml.pre` is missing"),
             (

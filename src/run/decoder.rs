@@ -4,13 +4,10 @@
 use std::collections::BTreeMap;
 
 use crate::base::{Code, Problem, Result};
-use crate::model::decoder::inputs::{self, HostInput, LOGITS, RotaryTables, Shapes};
+use crate::model::decoder::inputs::{self, HostInput, LOGITS, MASKED, RotaryTables, Shapes};
 use crate::model::decoder::shards::Shard;
 use crate::model::decoder::{DecoderSpec, Rotary};
 use crate::model::facts::GraphFacts;
-
-/// What is added to the score of a masked position: far below any real score, and exact in fp16.
-const MASKED: f32 = -1000.0;
 
 /// The two graphs of a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,36 +94,36 @@ impl Cache {
 }
 
 impl Decoder {
-    /// Runs `tokens` from an empty cache. Returns the logits after each of them, `[tokens, vocab]`,
-    /// and the cache that a step continues.
+    /// Runs `tokens` from an empty cache, in as many calls as they need. Returns the logits after
+    /// each of them, `[tokens, vocab]`, and the cache that a step continues.
     pub fn start(&mut self, tokens: &[u32]) -> Result<(Vec<f32>, Cache)> {
         let mut cache = Cache::empty(self.model.layers.len());
-        let graph = self.engine.facts(Graph::Prefill)?;
-        let inputs = host_inputs(&self.model, &graph, tokens, &cache)?;
-        let names = self.output_names();
-        let mut outputs = self.engine.run(Graph::Prefill, &inputs, &names)?;
-        let (width, vocab) = (graph.tokens as usize, self.model.vocab as usize);
-        let mut logits = remove_output(&mut outputs, LOGITS, width * vocab)?;
-        logits.truncate(tokens.len() * vocab);
-        self.append(&mut cache, &mut outputs, width, tokens.len())?;
+        let width = self.engine.facts(Graph::Prefill)?.tokens.max(1);
+        let mut logits = vec![];
+        for tokens in tokens.chunks(width as usize) {
+            logits.extend(self.call(Graph::Prefill, tokens, &mut cache)?);
+        }
         Ok((logits, cache))
     }
 
     /// Runs `token` after the tokens of `cache`, and adds it to the cache. Returns its logits.
     pub fn step(&mut self, token: u32, cache: &mut Cache) -> Result<Vec<f32>> {
-        let graph = self.engine.facts(Graph::Decode)?;
-        let inputs = host_inputs(&self.model, &graph, &[token], cache)?;
-        let names = self.output_names();
-        let mut outputs = self.engine.run(Graph::Decode, &inputs, &names)?;
-        let logits = remove_output(&mut outputs, LOGITS, self.model.vocab as usize)?;
-        self.append(cache, &mut outputs, 1, 1)?;
-        Ok(logits)
+        self.call(Graph::Decode, &[token], cache)
     }
 
-    fn output_names(&self) -> Vec<String> {
+    /// Runs `graph` on `tokens` after the tokens of `cache`, and adds them to the cache. Returns the
+    /// logits after each of them.
+    fn call(&mut self, graph: Graph, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
+        let facts = self.engine.facts(graph)?;
+        let inputs = host_inputs(&self.model, &facts, tokens, cache)?;
         let mut names = inputs::cache_outputs(&Shard::whole(&self.model));
         names.push(LOGITS.into());
-        names
+        let mut outputs = self.engine.run(graph, &inputs, &names)?;
+        let (width, vocab) = (facts.tokens as usize, self.model.vocab as usize);
+        let mut logits = remove_output(&mut outputs, LOGITS, width * vocab)?;
+        logits.truncate(tokens.len() * vocab);
+        self.append(cache, &mut outputs, width, tokens.len())?;
+        Ok(logits)
     }
 
     /// Adds the first `count` of the `width` new keys and values in `outputs` to `cache`. Keys are
@@ -158,13 +155,13 @@ impl Decoder {
     }
 }
 
-/// The inputs of a call of `graph` on `tokens` with an empty cache. The tokens are padded at the
-/// end.
+/// The inputs of the first call of `graph` on `tokens`, which takes as many of them as fit.
 pub fn first_inputs(
     model: &DecoderSpec,
     graph: &GraphFacts,
     tokens: &[u32],
 ) -> Result<BTreeMap<String, Tensor>> {
+    let tokens = &tokens[..tokens.len().min(graph.tokens as usize)];
     host_inputs(model, graph, tokens, &Cache::empty(model.layers.len()))
 }
 
@@ -415,6 +412,17 @@ mod tests {
     }
 
     #[test]
+    fn tokens_may_need_several_prefills() {
+        let (logits, cache) = decoder().start(&[3, 5, 3, 9, 5, 3]).unwrap();
+        assert_eq!(logits.len(), 6 * VOCAB);
+        assert_eq!(
+            &logits[5 * VOCAB..],
+            [0., 0., 0., 3., 0., 2., 0., 0., 0., 1.]
+        );
+        assert_eq!(cache.tokens(), 6);
+    }
+
+    #[test]
     fn steps_continue_a_prefill() {
         let mut decoder = decoder();
         let (_, mut cache) = decoder.start(&[3, 5, 9]).unwrap();
@@ -432,13 +440,9 @@ mod tests {
 
     #[test]
     fn tokens_that_do_not_fit_are_refused() {
-        let problem = decoder().start(&[1; 5]).err().unwrap();
-        assert!(
-            problem
-                .message
-                .contains("5 tokens after 0 do not fit the graph `ar4`"),
-            "{problem}"
-        );
+        let problem = decoder().start(&[1; 9]).err().unwrap();
+        let expected = "1 tokens after 8 do not fit the graph `ar4`";
+        assert!(problem.message.contains(expected), "{problem}");
     }
 
     #[test]

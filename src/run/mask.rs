@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::artifact::evaluation::{MaskMargin, Masks};
 use crate::base::{Code, Context, Problem, Result};
-use crate::model::decoder::inputs::MASK;
+use crate::model::decoder::inputs::is_mask;
 use crate::model::facts::{in_layer, of_all_heads};
 
 /// Observes the attention of a graph over one window.
@@ -13,11 +13,18 @@ pub(super) struct MaskWatch {
     tokens: usize,
     rows: usize,
     head_dim: usize,
-    /// Which columns each row attends to, `[rows, columns]`, by the host's mask.
+    /// The name of the mask of each layer.
+    names: Vec<String>,
+    masks: BTreeMap<String, Mask>,
+    layers: BTreeMap<u32, Extremes>,
+}
+
+/// A mask of some layers.
+struct Mask {
+    /// Which columns each row attends to, `[rows, columns]`.
     visible: Vec<bool>,
     /// The least that is subtracted from a masked score.
     depth: f32,
-    layers: BTreeMap<u32, Extremes>,
 }
 
 /// The figures of a layer.
@@ -30,20 +37,21 @@ struct Extremes {
     key: f32,
 }
 
-/// Whether a value is the mask, or the mask as a graph of 16-bit activations holds it.
-fn is_mask(value: &str) -> bool {
-    value.strip_suffix(".held").unwrap_or(value) == MASK
+/// The name of the mask that a value is, also as a graph of 16-bit activations holds it.
+fn mask_of(value: &str) -> Option<&str> {
+    Some(value.strip_suffix(".held").unwrap_or(value)).filter(|name| is_mask(name))
 }
 
 impl MaskWatch {
     /// For a window of `tokens` in a graph that takes `rows`: those after the window are padding.
-    pub(super) fn new(tokens: usize, rows: usize, head_dim: usize) -> Self {
+    /// `names` has the name of the mask of each layer.
+    pub(super) fn new(tokens: usize, rows: usize, head_dim: usize, names: Vec<String>) -> Self {
         MaskWatch {
             tokens,
             rows: rows.max(1),
             head_dim,
-            visible: vec![],
-            depth: 0.0,
+            names,
+            masks: BTreeMap::new(),
             layers: BTreeMap::new(),
         }
     }
@@ -52,14 +60,14 @@ impl MaskWatch {
     pub(super) fn wants(value: &str) -> bool {
         match in_layer(of_all_heads(value)) {
             Some((_, what)) => matches!(what, "query.scaled" | "key" | "scores.masked"),
-            None => is_mask(value),
+            None => mask_of(value).is_some(),
         }
     }
 
-    /// Takes the elements of a value of all or some heads; the mask comes before the layers.
+    /// Takes the elements of a value of all or some heads; the masks come before the layers.
     pub(super) fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
-        if is_mask(value) {
-            self.see_mask(elements);
+        if let Some(name) = mask_of(value) {
+            self.see_mask(name, elements);
             return Ok(());
         }
         let Some((layer, what)) = in_layer(of_all_heads(value)) else {
@@ -68,11 +76,11 @@ impl MaskWatch {
         if !Self::wants(value) {
             return Ok(());
         }
-        let layer = layer.parse().context(Code::EvaluateMask, || {
+        let layer: u32 = layer.parse().context(Code::EvaluateMask, || {
             format!("read the layer of `{value}`")
         })?;
         let found = match what {
-            "scores.masked" => self.least_margin(elements),
+            "scores.masked" => self.least_margin(layer, elements)?,
             _ => longest(elements, self.head_dim),
         };
         let extremes = self.layers.entry(layer).or_insert(Extremes {
@@ -88,30 +96,42 @@ impl MaskWatch {
         Ok(())
     }
 
-    fn see_mask(&mut self, mask: &[f32]) {
-        if self.visible.is_empty() {
-            self.visible = mask.iter().map(|added| *added == 0.0).collect();
-        }
-        self.depth = f32::MAX;
-        for (added, is_visible) in mask.iter().zip(&self.visible) {
+    /// The first mask of a name shows what is visible. One after it is what the graph holds, which
+    /// may be less deep.
+    fn see_mask(&mut self, name: &str, elements: &[f32]) {
+        let mask = self.masks.entry(name.into()).or_insert_with(|| Mask {
+            visible: elements.iter().map(|added| *added == 0.0).collect(),
+            depth: 0.0,
+        });
+        mask.depth = f32::MAX;
+        for (added, is_visible) in elements.iter().zip(&mask.visible) {
             if !is_visible {
-                self.depth = self.depth.min(-added);
+                mask.depth = mask.depth.min(-added);
             }
+        }
+    }
+
+    fn mask(&self, layer: u32) -> Result<&Mask> {
+        let name = self.names.get(layer as usize);
+        match name.and_then(|name| self.masks.get(name)) {
+            Some(mask) => Ok(mask),
+            None => Err(no_attention()),
         }
     }
 
     /// The least distance of the largest visible score from the largest masked one, over all rows
     /// of `scores`, `[heads, rows, columns]`.
-    fn least_margin(&self, scores: &[f32]) -> f32 {
-        let columns = (self.visible.len() / self.rows).max(1);
+    fn least_margin(&self, layer: u32, scores: &[f32]) -> Result<f32> {
+        let Mask { visible, .. } = self.mask(layer)?;
+        let columns = (visible.len() / self.rows).max(1);
         let mut least = f32::MAX;
         for head in scores.chunks_exact(columns * self.rows) {
-            let visible = self.visible.chunks_exact(columns).take(self.tokens);
+            let visible = visible.chunks_exact(columns).take(self.tokens);
             for (scores, visible) in head.chunks_exact(columns).zip(visible) {
                 let (mut largest_visible, mut largest_masked) = (f32::MIN, f32::MIN);
                 for (score, is_visible) in scores.iter().zip(visible) {
                     if !score.is_finite() {
-                        return f32::MIN;
+                        return Ok(f32::MIN);
                     }
                     if *is_visible {
                         largest_visible = largest_visible.max(*score);
@@ -122,28 +142,30 @@ impl MaskWatch {
                 least = least.min(largest_visible - largest_masked);
             }
         }
-        least
+        Ok(least)
     }
 
     /// The margins of all layers.
     pub(super) fn margins(self) -> Result<Masks> {
-        if self.layers.is_empty() || self.visible.is_empty() {
-            return Err(Problem::new(
-                Code::EvaluateMask,
-                "the graph shows no attention",
-            ));
+        if self.layers.is_empty() {
+            return Err(no_attention());
         }
         let mut margins = Masks::new();
-        for (layer, found) in self.layers {
-            let bound = f64::from(self.depth) - 2.0 * f64::from(found.query) * f64::from(found.key);
+        for (layer, found) in &self.layers {
+            let depth = f64::from(self.mask(*layer)?.depth);
+            let bound = depth - 2.0 * f64::from(found.query) * f64::from(found.key);
             let margin = MaskMargin {
                 least: found.least.max(f32::MIN),
                 bound: bound.max(f64::from(f32::MIN)) as f32,
             };
-            margins.insert(layer, margin);
+            margins.insert(*layer, margin);
         }
         Ok(margins)
     }
+}
+
+fn no_attention() -> Problem {
+    Problem::new(Code::EvaluateMask, "the graph shows no attention")
 }
 
 /// The largest Euclidean length of a row of `head_dim` elements; `f32::MAX` if one is not finite.
@@ -167,10 +189,13 @@ mod tests {
     /// The margin of two heads of two rows, of which `tokens` are not padding, with one empty column
     /// before them. `scores` include the mask.
     fn margins(tokens: usize, scores: [f32; 6]) -> MaskMargin {
-        let mut watch = MaskWatch::new(tokens, 2, 2);
+        let mut names = vec!["window_1.mask".to_string(); 7];
+        names.push("attention_mask".into());
+        let mut watch = MaskWatch::new(tokens, 2, 2, names);
         watch
             .see("attention_mask", &[-100.0, 0.0, -100.0, -100.0, 0.0, 0.0])
             .unwrap();
+        watch.see("window_1.mask", &[0.0; 6]).unwrap();
         watch
             .see("blk.7.query.scaled", &[3.0, 4.0, 0.0, 1.0])
             .unwrap();

@@ -9,6 +9,7 @@ use crate::action::Job;
 use crate::artifact::evaluation::{GreedyScore, Masks, Ranges, WindowScore, measured};
 use crate::artifact::reference::Greedy;
 use crate::base::{Code, Context, Problem, Result};
+use crate::model::decoder::inputs::{mask_name, short_window};
 use crate::model::facts::{GraphFacts, of_all_heads};
 use crate::model::fidelity::{self, TokenScore};
 
@@ -115,7 +116,13 @@ pub fn score_ranges(job: &Job) -> Result<(Ranges, Masks)> {
     let tokens: Vec<u32> = read_json(job, "tokens")?;
     let spec = model(job)?;
     let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
-    let mask = MaskWatch::new(tokens.len(), graph.tokens as usize, spec.head_dim as usize);
+    let mut masks = vec![];
+    for layer in &spec.layers {
+        let window = short_window(layer.attention.window, graph.context.into());
+        masks.push(mask_name(window));
+    }
+    let (rows, head_dim) = (graph.tokens as usize, spec.head_dim as usize);
+    let mask = MaskWatch::new(tokens.len(), rows, head_dim, masks);
     let mut recorder = RangeRecorder {
         largest: Ranges::new(),
         mask,

@@ -26,8 +26,8 @@ pub struct Params {
     /// Number of the reference's windows that are run. By default all.
     #[schemars(range(min = 1))]
     windows: Option<usize>,
-    /// Number of the greedy tokens that are checked by decode steps. The others are checked by one
-    /// prefill.
+    /// Number of the greedy tokens that are checked by decode steps. The others are checked by
+    /// prefills.
     #[serde(default = "default_decode_steps")]
     decode_steps: usize,
 }

@@ -10,6 +10,7 @@ mod decoder;
 mod operators;
 mod sums;
 mod weights;
+mod window;
 
 use std::collections::BTreeMap;
 
@@ -231,7 +232,7 @@ impl TypedStage for Graph {
 
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
-        version: 9,
+        version: 10,
         summary: "the decoder as ONNX: prefill and decode over one set of weights",
         output: "onnx",
         inputs: &[

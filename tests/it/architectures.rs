@@ -222,6 +222,21 @@ fn graphs_compute_what_the_reference_computes() {
     }
 }
 
+/// Windows shorter, as long as and longer than a prefill, with and without past tokens.
+#[test]
+#[ignore = "needs ONNX Runtime"]
+fn graphs_slide_windows() {
+    for model in [TinyGguf::gemma2(), TinyGguf::gemma3()] {
+        let model = model.keys(&[("attention.sliding_window", 5.into())]);
+        for (prefill, context) in [(16, 32), (5, 32), (4, 32), (1, 32), (12, 13)] {
+            check_graphs(&model, json!({"prefill": prefill, "context": context}));
+        }
+        check_graphs(&model, json!({"prefill": 3, "shards": 2}));
+        let shortest = model.keys(&[("attention.sliding_window", 1.into())]);
+        check_graphs(&shortest, json!({"prefill": 3}));
+    }
+}
+
 #[test]
 fn the_summary_names_what_differs() {
     let mut found = vec![];

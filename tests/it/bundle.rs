@@ -418,6 +418,41 @@ fn genie_computes_every_rotary_embedding() {
     }
 }
 
+/// The prompt is longer than the window, which is longer or shorter than a prefill.
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn genie_slides_a_window() {
+    let home = tempfile::tempdir().unwrap();
+    let runner = StageRunner::new(home.path()).tool("qnn", &tools::qnn());
+    let prompt = "<|im_start|>the dog and the fox\n is é the dog is the fox and the dog is";
+    for (model, window) in [
+        (TinyGguf::gemma3().tied(false), 24),
+        (TinyGguf::gemma3().tied(false), 8),
+        (TinyGguf::gemma2(), 24),
+    ] {
+        let with = |seed, window: u32| {
+            let window = [("attention.sliding_window", window.into())];
+            model.clone().keys(&window).seed(seed)
+        };
+        let greedy = |model: &TinyGguf| {
+            let model = runner.inspect(&model.write());
+            let params = answer_params(prompt);
+            runner.json(&runner.reference(&model, params), "greedy.json")["tokens"].clone()
+        };
+        // The first seed whose answer depends on the window.
+        let seed = (1..100)
+            .find(|seed| greedy(&with(*seed, window)) != greedy(&with(*seed, 256)))
+            .unwrap();
+        let (description, context, reference) = tiny(&runner, &with(seed, window).write(), prompt);
+        let bundle = package(&runner, &description, &context, json!({})).unwrap();
+        let slots = [("bundle", &bundle), ("reference", &reference)];
+        let answer = runner.run("generate", json!({}), &slots).unwrap();
+        let generation = runner.json(&answer, "generation.json");
+        println!("{window} {generation}");
+        assert_eq!(generation["tokens"], generation["expected"], "{window}");
+    }
+}
+
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn genie_stops_at_the_same_end_token() {

@@ -72,10 +72,10 @@ fn unsupported_architectures_are_described() {
 #[test]
 fn unsupported_tokenizers_are_reported() {
     let mut file: GgufFile = TinyGguf::llama().file();
-    file.set("tokenizer.ggml.pre", "tekken");
+    file.set("tokenizer.ggml.pre", "bloom");
     let (text, _) = inspect(&file.write(), &[], 0);
     assert!(
-        text.contains("reference, scores  no: the pre-tokenizer `tekken` is not known"),
+        text.contains("reference, scores  no: the pre-tokenizer `bloom` is not known"),
         "{text}"
     );
     file.set("tokenizer.ggml.pre", "a\n::error::\u{1b}[31m");

@@ -7,7 +7,7 @@ use crate::support::onnx_runtime::compare_with_numpy;
 use crate::support::tiny_weights::TinyWeights;
 use crate::support::workspace::Folder;
 use kiln::action::{Inputs, Manifest, Stage};
-use kiln::model::decoder::{DecoderSpec, Window};
+use kiln::model::decoder::DecoderSpec;
 use kiln::model::facts::GraphFacts;
 use kiln::model::onnx::{Checked, Summary, decode};
 use kiln::model::tokenizer::Tokenizer;
@@ -218,10 +218,10 @@ fn unsupported_decoder_parts_are_rejected_before_running() {
     check_rejected(
         |model, _| {
             let mut spec = DecoderSpec::try_from(model.facts.clone()).unwrap();
-            spec.layers[0].attention.window = Window::Sliding(8);
+            spec.layers[1].attention.rotary.as_mut().unwrap().base = 1e6;
             model.facts = spec.into();
         },
-        "the host of the graphs does not support a sliding window of 8 tokens in a context of 24",
+        "the host of the graphs does not support layers of different RoPE",
     );
 }
 

@@ -70,6 +70,7 @@ fn difficult_texts() -> Vec<String> {
         "\u{a0}\u{2003}\u{3000}\u{200b}\u{feff}\u{85} \u{2028}\u{2029}x",
         "\0\u{1}\u{7f}\u{ad}\u{fffd}\u{e000}\u{10ffff}",
         "!?#$%&'()*+,-./:;<=>@[\\]^_`{|}~ --- ... ''' \"\"\" ///",
+        "CamelCaseWords HTMLParser's ABCdEF'Re naïveÜber ÉCOLE'S path/to//x /// \r\n/a",
         "fn main() {\n\tprintln!(\"{}\", 1_000.5e-3);\n}\n",
         "http://example.org/a?b=c&d=%20 a.b@c.de C:\\x",
     ]
@@ -196,4 +197,24 @@ fn tokens_of_real_vocabularies_match() {
         let tokens = check(root.path(), &bytes, &metadata, &texts);
         println!("{name}: {tokens} tokens of {} texts", texts.len());
     }
+}
+
+/// Of these pre-tokenizers no vocabulary is at hand, so they split for that of Llama 3.
+#[test]
+#[ignore = "needs Python packages and the source of llama-cpp-python"]
+fn tokens_of_other_pre_tokenizers_match() {
+    let root = tempfile::tempdir().unwrap();
+    let bytes = std::fs::read(tools::vocabularies().join("ggml-vocab-llama-bpe.gguf")).unwrap();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let mut metadata = serde_json::to_value(TokenizerKeys(&gguf.metadata)).unwrap();
+    let mut texts = difficult_texts();
+    texts.push(include_str!("../../plans/data/eval.txt").into());
+    let texts = without_unknown_bytes(texts, &metadata);
+    let mut counts = BTreeSet::new();
+    for pre in ["smaug-bpe", "gpt-4o", "tekken"] {
+        metadata["tokenizer.ggml.pre"] = json!(pre);
+        let gguf = with_vocabulary(&metadata, pre);
+        counts.insert(check(root.path(), &gguf, &metadata, &texts));
+    }
+    assert_eq!(counts.len(), 3, "{counts:?}");
 }

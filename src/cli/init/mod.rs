@@ -157,13 +157,6 @@ fn plan_text(model: &Model, soc: &str) -> String {
     if let Some(LocalModel { spec, .. }) = &model.local {
         context = context.min(spec.context_length);
         limit = format!("; the model was trained for {}", spec.context_length);
-        // Graphs have one mask for all layers.
-        if let Some(window) = spec.window()
-            && window <= context
-        {
-            context = window;
-            limit = format!("; the model has a sliding window of {window}");
-        }
         if spec.layers.iter().any(|layer| layer.norms == Norms::Around) {
             residual_exponent = LARGE_RESIDUAL;
         }

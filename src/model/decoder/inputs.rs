@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::rotary::Rotary;
 use super::shards::{EMBEDDINGS, Shard};
-use super::spec::{Attention, DecoderSpec, Layer, Window, not_supported};
+use super::spec::{DecoderSpec, Layer, Window, not_supported};
 use crate::base::Result;
 
 /// The logits after each token: the output of the last graph.
@@ -28,6 +28,33 @@ pub const LOGITS: &str = "logits";
 
 /// The mask of attention.
 pub const MASK: &str = "attention_mask";
+
+/// What a mask adds to the score of a token that is not seen: far below any real score, and exact in
+/// fp16.
+pub const MASKED: f32 = -1000.0;
+
+/// The window of a layer with this one, if it is shorter than the `context`.
+pub fn short_window(window: Window, context: u64) -> Option<u64> {
+    match window {
+        Window::Sliding(tokens) => Some(tokens.into()).filter(|tokens| *tokens < context),
+        Window::Full => None,
+    }
+}
+
+/// The value that a graph adds to the scores of layers with this short window, if they have one.
+pub fn mask_name(short_window: Option<u64>) -> String {
+    match short_window {
+        Some(tokens) => format!("{WINDOW}{tokens}.mask"),
+        None => MASK.into(),
+    }
+}
+
+/// Whether [`mask_name`] returns this name.
+pub fn is_mask(name: &str) -> bool {
+    name == MASK || name.starts_with(WINDOW) && name.ends_with(".mask")
+}
+
+const WINDOW: &str = "window_";
 
 const TOKEN_IDS: &str = "input_ids";
 
@@ -240,30 +267,8 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// The shapes for graphs of `spec` with `tokens` tokens in a `context`. Not supported: layers
-    /// with different masks, because there is one input for all layers.
+    /// The shapes for graphs of `spec` with `tokens` tokens in a `context`.
     pub fn new(spec: &DecoderSpec, tokens: u64, context: u64) -> Result<Self> {
-        for layer in &spec.layers {
-            let Attention {
-                // These are inside the graph.
-                qkv_bias: _,
-                fused_qkv: _,
-                qk_norm: _,
-                score_scale: _,
-                score_cap: _,
-                rotary: _,
-                window,
-            } = &layer.attention;
-            match window {
-                Window::Full => {}
-                // Every token is in the window of every later one.
-                Window::Sliding(tokens) if u64::from(*tokens) >= context => {}
-                Window::Sliding(_) => {
-                    let part = format!("{window} in a context of {context}");
-                    return Err(not_supported(HOST, part));
-                }
-            }
-        }
         let (mut global_dims, mut local_dims) = (0, 0);
         for (table, rotary) in RotaryTables::of(spec)?.iter() {
             let Rotary {
@@ -421,7 +426,18 @@ mod tests {
     }
 
     #[test]
-    fn different_masks_and_rotary_tables_are_not_supported() {
+    fn a_window_as_long_as_the_context_hides_nothing() {
+        let name = |window| mask_name(short_window(window, 16));
+        let names = [Window::Full, Window::Sliding(16), Window::Sliding(15)].map(name);
+        assert_eq!(names, [MASK, MASK, "window_15.mask"]);
+        for name in names {
+            assert!(is_mask(&name));
+        }
+        assert!(!is_mask("window_15.past"));
+    }
+
+    #[test]
+    fn different_rotary_tables_are_not_supported() {
         let check = |change: fn(&mut DecoderSpec), expected: &str| {
             let mut spec = DecoderSpec::tiny();
             change(&mut spec);
@@ -431,10 +447,6 @@ mod tests {
                 format!("the host of the graphs does not support {expected}")
             );
         };
-        check(
-            |spec| spec.layers[1].attention.window = Window::Sliding(5),
-            "a sliding window of 5 tokens in a context of 16",
-        );
         check(
             |spec| spec.layers[1].attention.rotary.as_mut().unwrap().base = 1e6,
             "layers of different RoPE",
@@ -452,11 +464,6 @@ mod tests {
         assert!(
             Shapes::new(&spec, 3, 16).is_ok(),
             "some layers use the table"
-        );
-        spec.layers[1].attention.window = Window::Sliding(16);
-        assert!(
-            Shapes::new(&spec, 3, 16).is_ok(),
-            "the window has the whole context"
         );
     }
 }

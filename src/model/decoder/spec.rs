@@ -229,17 +229,6 @@ impl DecoderSpec {
         rotaries.any(|rotary| matches!(rotary.scaling, RopeScaling::LongRope { .. }))
     }
 
-    /// The tokens of the shortest sliding window, if a layer has one.
-    pub fn window(&self) -> Option<u32> {
-        let mut shortest = None;
-        for layer in &self.layers {
-            if let Window::Sliding(tokens) = layer.attention.window {
-                shortest = Some(shortest.unwrap_or(tokens).min(tokens));
-            }
-        }
-        shortest
-    }
-
     /// Whether all rotary embeddings have the same base.
     fn has_one_base(&self) -> bool {
         let rotaries = self.layers.iter().flat_map(|layer| &layer.attention.rotary);

@@ -317,9 +317,9 @@ impl Builder {
         &mut self,
         name: &str,
         x: &Value,
+        axis: usize,
         sizes: [(&str, u64); N],
     ) -> [Value; N] {
-        let axis = x.dims.len() - 1;
         let pieces = sizes.map(|(what, size)| {
             let mut dims = x.dims.clone();
             dims[axis] = size;

@@ -28,6 +28,20 @@ const QWEN35: &str = concat!(
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 
+/// The regex of GPT-4o, with llama.cpp's notion of case: a word ends before a capital that follows
+/// a small letter, and only A to Z and a to z have a case.
+const GPT4O: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+/// The regex of Tekken: that of GPT-4o without contractions, and with single digits.
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+",
+    r"|[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*",
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
 /// How text is split before merging.
 pub(super) struct PreTokenizer {
     /// Its names in `tokenizer.ggml.pre`.
@@ -58,7 +72,7 @@ impl PreTokenizer {
 }
 
 /// The known ones, from llama.cpp, `src/llama-vocab.cpp`.
-pub(super) static PRE_TOKENIZERS: [PreTokenizer; 6] = [
+pub(super) static PRE_TOKENIZERS: [PreTokenizer; 8] = [
     PreTokenizer::new(&["gpt-2"], &[GPT2]),
     PreTokenizer::new(
         &["smollm", "refact", "starcoder", "codeshell", "exaone"],
@@ -71,6 +85,12 @@ pub(super) static PRE_TOKENIZERS: [PreTokenizer; 6] = [
         whole_words: true,
         adds_bos: true,
         ..PreTokenizer::new(&["llama-bpe", "llama3", "llama-v3"], &[LLAMA3])
+    },
+    PreTokenizer::new(&["gpt-4o"], &[GPT4O]),
+    PreTokenizer {
+        whole_words: true,
+        adds_bos: true,
+        ..PreTokenizer::new(&["tekken"], &[TEKKEN])
     },
 ];
 

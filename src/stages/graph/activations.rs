@@ -14,7 +14,7 @@ use super::classes::Classes;
 use super::{Activations as Storage, Cache, Float};
 use crate::base::{Code, Problem, Result};
 use crate::model::calibration::{Activation, Activations, is_sums, wide_of};
-use crate::model::decoder::inputs::{self, HostInput};
+use crate::model::decoder::inputs::{self, HostInput, is_mask};
 use crate::model::facts::of_all_heads;
 use crate::model::onnx::proto::{GraphProto, ModelProto, NodeProto};
 use crate::model::onnx::{Checked, Function, Grid, WeightCall};
@@ -185,7 +185,7 @@ struct Uses {
     cache: BTreeSet<usize>,
     /// Cosines and sines.
     rotary: BTreeSet<usize>,
-    mask: Option<usize>,
+    masks: BTreeSet<usize>,
     /// The rows of an embedding.
     looked_up: BTreeSet<usize>,
 }
@@ -196,11 +196,12 @@ impl Uses {
         for input in &graph.input {
             let class = classes.of(&input.name);
             match HostInput::named(&input.name) {
-                Some(HostInput::Mask) => uses.mask = class,
                 Some(HostInput::RotaryCos(_) | HostInput::RotarySin(_)) => {
                     uses.rotary.extend(class)
                 }
                 Some(HostInput::Past(..)) => uses.cache.extend(class),
+                // It is found where it is added.
+                Some(HostInput::Mask) => {}
                 Some(HostInput::TokenIds | HostInput::Embeddings) | None => {}
             }
         }
@@ -214,7 +215,8 @@ impl Uses {
             match node.op_type.as_str() {
                 "MatMul" => uses.symmetric.extend(second),
                 "Softmax" | "Sigmoid" => uses.unit.extend(output),
-                "Add" if uses.mask.is_some() && second == uses.mask => {
+                "Add" if node.input.get(1).is_some_and(|name| is_mask(name)) => {
+                    uses.masks.extend(second);
                     if let (Some(output), Some(scores)) = (output, first) {
                         uses.masked.insert(output, scores);
                     }
@@ -263,7 +265,7 @@ impl<'a> Chooser<'a> {
                 None if is_float_allowed => continue,
                 None => zeros(bits),
             };
-            let is_fixed = is_cache || uses.unit.contains(&class) || uses.mask == Some(class);
+            let is_fixed = is_cache || uses.unit.contains(&class) || uses.masks.contains(&class);
             let sqnr_db = if is_fixed {
                 None
             } else {
@@ -312,7 +314,7 @@ impl<'a> Chooser<'a> {
         let (low, high) = (self.low(statistics), self.high(statistics));
         if uses.unit.contains(&class) {
             Some(Grid::unit(bits))
-        } else if uses.mask == Some(class) {
+        } else if uses.masks.contains(&class) {
             Grid::over(bits, -mask_depth, 0.0)
         } else if uses.rotary.contains(&class) {
             // RoPE may multiply them by a number above 1.

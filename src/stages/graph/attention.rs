@@ -13,7 +13,8 @@ use super::centre::KeyCentre;
 use super::decoder::{Branch, Decoder, GRAPH, HostValues};
 use crate::base::Result;
 use crate::model::calibration::{KEY_SHIFT, KEY_TURN};
-use crate::model::decoder::inputs::{Cache, HostInput, RotaryTable};
+use crate::model::decoder::inputs::{Cache, HostInput, RotaryTable, short_window};
+use crate::model::decoder::shards::Shard;
 use crate::model::decoder::tensors::{LayerTensor, Role};
 use crate::model::decoder::{Attention, Layer, QkNorm, not_supported};
 use crate::model::onnx::{Builder, Function, Value, gain};
@@ -24,7 +25,8 @@ const ROTATED: &str = "key.rotated";
 
 /// What every layer reads.
 pub(super) struct Shared {
-    mask: Value,
+    /// By the window of layers, if it is shorter than the context.
+    masks: BTreeMap<Option<u64>, Value>,
     tables: BTreeMap<RotaryTable, Table>,
 }
 
@@ -39,9 +41,9 @@ struct Table {
 }
 
 impl Decoder<'_> {
-    /// Declares what every layer reads.
-    pub(super) fn declare_shared(&mut self, host: &HostValues) -> Result<Shared> {
-        let mask = host.get(HostInput::Mask)?.clone();
+    /// Declares what every layer of `shard` reads.
+    pub(super) fn declare_shared(&mut self, shard: &Shard, host: &HostValues) -> Result<Shared> {
+        let masks = self.masks(shard, host.get(HostInput::Mask)?)?;
         let mut tables = BTreeMap::new();
         for table in RotaryTable::ALL {
             // A shard whose layers do not read a table has no such input.
@@ -63,7 +65,7 @@ impl Decoder<'_> {
             };
             tables.insert(table, table_of_tokens);
         }
-        Ok(Shared { mask, tables })
+        Ok(Shared { masks, tables })
     }
 
     /// What attention adds to the residual stream, and the new key and value.
@@ -83,13 +85,18 @@ impl Decoder<'_> {
             qk_norm,
             // The host computes the table.
             rotary: _,
-            // `Shapes::new` refuses a window shorter than the context.
-            window: _,
+            window,
             score_scale,
             score_cap,
         } = &spec.attention;
         let table = self.rotaries.of_layer(spec);
         let table = table.and_then(|table| shared.tables.get(&table));
+        let Some(mask) = shared
+            .masks
+            .get(&short_window(*window, self.profile.context))
+        else {
+            return Err(not_supported(GRAPH, window));
+        };
         if *qkv_bias && !spec.norms.before() {
             // It would be multiplied by the factor of the stored residual stream.
             return Err(not_supported(GRAPH, "biases without RMSNorm before them"));
@@ -139,7 +146,7 @@ impl Decoder<'_> {
         let keys = g.concat(&name("keys"), &[past[0], &k], 3);
         let values = g.concat(&name("values"), &[past[1], &v], 2);
 
-        let mix = self.mix(layer, &q, [&keys, &values], *score_cap, shared);
+        let mix = self.mix(layer, &q, [&keys, &values], *score_cap, mask);
         let matrix = role(LayerTensor::AttentionOutput);
         let branch = Branch {
             name: matrix.stem(),
@@ -175,7 +182,7 @@ impl Decoder<'_> {
         query: &Value,
         [keys, values]: [&Value; 2],
         score_cap: Option<f32>,
-        shared: &Shared,
+        mask: &Value,
     ) -> Value {
         let tokens = self.profile.tokens;
         let [heads, kv_heads, width] =
@@ -201,7 +208,7 @@ impl Decoder<'_> {
                 let names = ["scores.share", "scores.tanh", "scores.capped"].map(name);
                 scores = g.soft_cap(names.each_ref().map(String::as_str), &scores, cap);
             }
-            let scores = g.elementwise("Add", &name("scores.masked"), &scores, &shared.mask);
+            let scores = g.elementwise("Add", &name("scores.masked"), &scores, mask);
             let attention = g.softmax(&name("attention"), &scores);
             let mix = g.matmul(&name("mix"), &attention, &values[key]);
             mixes.push(g.reshape(&name("mix.joined"), &mix, &[1, 1, tokens, columns]));
@@ -249,7 +256,7 @@ fn rotate(g: &mut Builder, name: &str, x: &Value, Table { cos, sin, .. }: &Table
         (low, high, None)
     } else {
         let sizes = [("low", half), ("high", half), ("rest", width - 2 * half)];
-        let [low, high, rest] = g.pieces(name, x, sizes);
+        let [low, high, rest] = g.pieces(name, x, 3, sizes);
         (low, high, Some(rest))
     };
     let low_cos = g.elementwise("Mul", &part("low_cos"), &low, cos);
