@@ -14,7 +14,9 @@ use crate::model::weight::Activations;
 use crate::qnn::{DataType, Encoding, StaticData, TensorId, TensorKind};
 
 /// The operators that the device has for codes.
-const ON_CODES: [&str; 6] = ["Add", "Sub", "Mul", "Sigmoid", "MatMul", "Softmax"];
+const ON_CODES: [&str; 8] = [
+    "Add", "Sub", "Mul", "Relu", "Sigmoid", "Tanh", "MatMul", "Softmax",
+];
 
 impl<'a> Lowering<'a> {
     /// Whether `node` computes on codes.

@@ -232,7 +232,7 @@ impl TypedStage for Graph {
 
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
-        version: 10,
+        version: 11,
         summary: "the decoder as ONNX: prefill and decode over one set of weights",
         output: "onnx",
         inputs: &[

@@ -238,10 +238,10 @@ fn tiny_on(
     let calibration = runner
         .run("calibrate", json!({"windows": 4}), &slots)
         .unwrap();
-    graph
-        .as_object_mut()
-        .unwrap()
-        .extend(size.as_object().unwrap().clone());
+    for (key, value) in size.as_object().unwrap() {
+        let graph = graph.as_object_mut().unwrap();
+        graph.entry(key).or_insert(value.clone());
+    }
     let slots = [
         ("model", &model),
         ("weights", &weights),
@@ -385,6 +385,22 @@ fn graphs_without_floats_run_on_chips_with_and_without_fp16() {
             }
             check_agreement(&format!("{soc} {kv}"), &tiny);
         }
+    }
+}
+
+/// The grids of the masks of windows do not come from the calibration, in which nothing is past.
+#[test]
+#[ignore = "needs ONNX Runtime and the QNN libraries"]
+fn windows_slide_in_codes() {
+    let model = TinyGguf::gemma3().keys(&[("attention.sliding_window", 5.into())]);
+    for (soc, kv, prefill) in [("sm8635", "u8", 4), ("sm8650", "u16", 6)] {
+        let params = json!({
+            "activations": "u16", "kv": kv, "float": "never", "key_centre": "none",
+            "prefill": prefill, "context": 24,
+        });
+        let tiny = tiny_on(soc, &model, ("*", "int8-channel"), params);
+        assert!(tiny.onnx_runtime < 1e-3, "{}", tiny.onnx_runtime);
+        check_agreement(&format!("{soc} {prefill}"), &tiny);
     }
 }
 

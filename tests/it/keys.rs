@@ -15,19 +15,19 @@ dequant 2 {"type":"f16"} b3:5effc2c8c229 b3:a3d8ccc8d3b2
 dequant 2 {"type":"bf16"} b3:3fa7bb95d6a9 b3:27d7b02cba08
 rotate 1 {} b3:800d4649610e b3:9fbb842967f1
 requant 4 {"scheme":"f16"} b3:a7994319f33b b3:eb4819bd8f03
-graph 10 {"context":24,"prefill":8} b3:261124edfa42 b3:4b14e9b4514c
+graph 11 {"context":24,"prefill":8} b3:f70f33d096a7 b3:4b14e9b4514c
 requant 4 {"scheme":"int8-block"} b3:3e6dd4cfbcfe b3:11daf00c395e
-graph 10 {"context":24,"prefill":8} b3:41960a9e1f78 b3:47b02fbf5192
+graph 11 {"context":24,"prefill":8} b3:2791cf98cdc4 b3:47b02fbf5192
 requant 4 {"scheme":"native"} b3:732f9cfde6d1 b3:d919957b6dce
-graph 10 {"context":24,"prefill":8} b3:3efdbfa67ea3 b3:beb47a37edde
+graph 11 {"context":24,"prefill":8} b3:52268327fb2f b3:beb47a37edde
 requant 4 {"scheme":"native-safe"} b3:7db0042cdcfb b3:9d448f59634f
-graph 10 {"context":24,"prefill":8} b3:2617f0602095 b3:6ba87acc77ba
+graph 11 {"context":24,"prefill":8} b3:6b3065b1acaf b3:6ba87acc77ba
 requant 4 {"scheme":"int8-channel"} b3:a7702f00d97a b3:2cc20ef16e38
-graph 10 {"context":24,"prefill":8} b3:bc1cff14aa48 b3:48489789b37c
+graph 11 {"context":24,"prefill":8} b3:83d44ca4536d b3:48489789b37c
 requant 4 {"scheme":"lpbq-32"} b3:6446407647c2 b3:56811e7b3f94
-graph 10 {"context":24,"prefill":8} b3:5006ccc12bcc b3:37c11f6066f5
+graph 11 {"context":24,"prefill":8} b3:c372774f3c37 b3:37c11f6066f5
 requant 4 {"scheme":"int4-channel"} b3:f2562522c4d5 b3:9c91fa8e0119
-graph 10 {"context":24,"prefill":8} b3:350fdc95fe67 b3:02bcd4ef0a2e
+graph 11 {"context":24,"prefill":8} b3:2420418bf115 b3:02bcd4ef0a2e
 export-gguf 1 {} b3:37fe172d1886 b3:e262a0d20d72
 validate 5 {} b3:e9ae83abf0cd b3:bc9882df7b59
 mixed-precision 3 {"bytes":130} b3:eb000934c1d1 b3:bfe24a1a0309
@@ -36,12 +36,12 @@ mixed-precision 3 {"bytes":130} b3:eb000934c1d1 b3:bfe24a1a0309
 /// The same for the kinds that use Qualcomm's libraries.
 const GOLDEN_WITH_LIBRARIES: &str = r#"inspect 4 {} b3:de20b230ff95 b3:9e302cf72d6e
 requant 4 {"scheme":"native"} b3:732f9cfde6d1 b3:d919957b6dce
-graph 10 {"context":24,"prefill":8} b3:3efdbfa67ea3 b3:beb47a37edde
+graph 11 {"context":24,"prefill":8} b3:52268327fb2f b3:beb47a37edde
 context-bin 6 {"container":true,"soc":"sm8650"} b3:5bcd73387975 b3:665bad9f5490
 dlc 3 {} b3:2828171c23bf b3:b7fb6c1b87ab
 estimate 1 {} b3:cb8c4af58c2c b3:f3ffebed1f94
 requant 4 {"scheme":"f16"} b3:a7994319f33b b3:eb4819bd8f03
-graph 10 {"context":24,"prefill":8} b3:261124edfa42 b3:4b14e9b4514c
+graph 11 {"context":24,"prefill":8} b3:f70f33d096a7 b3:4b14e9b4514c
 dlc 3 {} b3:131380872a6e b3:65f1fd3ed388
 context-bin 6 {"soc":"sm8750"} b3:7ab53bf62698 b3:63a3ac787c20
 package 5 {"name":"tiny"} b3:e71d5bac64ec b3:56db23a39702

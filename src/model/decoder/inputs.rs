@@ -44,17 +44,25 @@ pub fn short_window(window: Window, context: u64) -> Option<u64> {
 /// The value that a graph adds to the scores of layers with this short window, if they have one.
 pub fn mask_name(short_window: Option<u64>) -> String {
     match short_window {
-        Some(tokens) => format!("{WINDOW}{tokens}.mask"),
+        Some(tokens) => format!("{WINDOW}{tokens}{WINDOW_MASK}"),
         None => MASK.into(),
     }
 }
 
 /// Whether [`mask_name`] returns this name.
 pub fn is_mask(name: &str) -> bool {
-    name == MASK || name.starts_with(WINDOW) && name.ends_with(".mask")
+    name == MASK || in_window_mask(name) == Some("")
+}
+
+/// What follows the name of the mask of a window in the name of a value from which a graph computes
+/// it.
+pub fn in_window_mask(name: &str) -> Option<&str> {
+    let (tokens, rest) = name.strip_prefix(WINDOW)?.split_once(WINDOW_MASK)?;
+    tokens.parse::<u64>().is_ok().then_some(rest)
 }
 
 const WINDOW: &str = "window_";
+const WINDOW_MASK: &str = ".mask";
 
 const TOKEN_IDS: &str = "input_ids";
 
@@ -433,7 +441,8 @@ mod tests {
         for name in names {
             assert!(is_mask(&name));
         }
-        assert!(!is_mask("window_15.past"));
+        assert!(!is_mask("window_15.mask.moved"));
+        assert_eq!(in_window_mask("window_15.mask.moved"), Some(".moved"));
     }
 
     #[test]

@@ -296,12 +296,14 @@ impl Builder {
         vector
     }
 
-    /// `parts` one after the other along `axis`.
+    /// `parts` one after the other along `axis`, except parts of size 0.
     pub fn concat(&mut self, name: &str, parts: &[&Value], axis: usize) -> Value {
         let mut dims = parts[0].dims.clone();
         dims[axis] = parts.iter().map(|part| part.dims[axis]).sum();
+        let mut parts = parts.to_vec();
+        parts.retain(|part| part.dims[axis] > 0);
         let attributes = vec![int("axis", axis as i64)];
-        self.node("Concat", name, parts, attributes, dims)
+        self.node("Concat", name, &parts, attributes, dims)
     }
 
     /// Splits `x` into the two halves of its last axis: `NAME.low` and `NAME.high`.
@@ -312,7 +314,8 @@ impl Builder {
         halves
     }
 
-    /// Splits `x` into parts of these `sizes` along its last axis, `NAME.WHAT` for each name.
+    /// Splits `x` into parts of these `sizes` along `axis`, `NAME.WHAT` for each name. Parts of size
+    /// 0 are not in the graph; a part that is all of `x` is `x`.
     pub fn pieces<const N: usize>(
         &mut self,
         name: &str,
@@ -320,7 +323,7 @@ impl Builder {
         axis: usize,
         sizes: [(&str, u64); N],
     ) -> [Value; N] {
-        let pieces = sizes.map(|(what, size)| {
+        let mut pieces = sizes.map(|(what, size)| {
             let mut dims = x.dims.clone();
             dims[axis] = size;
             Value {
@@ -328,10 +331,17 @@ impl Builder {
                 dims,
             }
         });
-        let sizes = self.integers("sizes", &sizes.map(|(_, size)| size));
+        if let Some(whole) = sizes.iter().position(|(_, size)| *size == x.dims[axis]) {
+            pieces[whole] = x.clone();
+            return pieces;
+        }
+        let (mut outputs, mut lengths) = (pieces.to_vec(), sizes.map(|(_, size)| size).to_vec());
+        outputs.retain(|piece| piece.dims[axis] > 0);
+        lengths.retain(|length| *length > 0);
+        let lengths = self.integers("sizes", &lengths);
         let attributes = vec![int("axis", axis as i64)];
         let name = format!("{name}.pieces");
-        self.push("", "Split", &name, &[x, &sizes], attributes, &pieces);
+        self.push("", "Split", &name, &[x, &lengths], attributes, &outputs);
         pieces
     }
 

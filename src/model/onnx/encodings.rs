@@ -60,6 +60,15 @@ impl Grid {
         }
     }
 
+    /// The grid of values from -1 to 1.
+    pub fn signed_unit(bits: u32) -> Grid {
+        Grid {
+            bits,
+            scale: 2f32.powi(1 - bits as i32),
+            zero_point: 1 << (bits - 1),
+        }
+    }
+
     /// Whether 0 is in the middle.
     pub fn is_symmetric(&self) -> bool {
         self.zero_point == 1 << (self.bits - 1)

@@ -125,7 +125,8 @@ impl Linter<'_> {
         match node.op_type.as_str() {
             _ if Function::of(node) == Some(Function::RmsNorm) => self.check_norm(node),
             _ if node.domain == DOMAIN => {}
-            "Softmax" | "Sigmoid" => self.check_unit_range(node),
+            "Softmax" | "Sigmoid" => self.check_range(node, Grid::unit),
+            "Tanh" => self.check_range(node, Grid::signed_unit),
             "MatMul" => self.check_second_operand(node),
             "QuantizeLinear" => self.check_scale(node),
             _ => {}
@@ -175,13 +176,14 @@ impl Linter<'_> {
         }
     }
 
-    fn check_unit_range(&mut self, node: &NodeProto) {
+    /// Checks the output of an operator that the device has for one grid only.
+    fn check_range(&mut self, node: &NodeProto, grid: fn(u32) -> Grid) {
         let Some(&pair) = self.encodings.pairs.get(first_name(&node.output)) else {
             return;
         };
-        let unit = Grid::unit(pair.grid.bits);
-        if pair.grid != unit {
-            let (found, expected) = (text(Some(pair.grid)), text(Some(unit)));
+        let grid = grid(pair.grid.bits);
+        if pair.grid != grid {
+            let (found, expected) = (text(Some(pair.grid)), text(Some(grid)));
             let what = format!("is {found}: the output of {} is {expected}", node.op_type);
             self.add_finding(pair.dequantized, what);
         }

@@ -11,10 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::classes::Classes;
+use super::window::Hidden;
 use super::{Activations as Storage, Cache, Float};
 use crate::base::{Code, Problem, Result};
 use crate::model::calibration::{Activation, Activations, is_sums, wide_of};
-use crate::model::decoder::inputs::{self, HostInput, is_mask};
+use crate::model::decoder::inputs::{self, HostInput, in_window_mask, is_mask};
 use crate::model::facts::of_all_heads;
 use crate::model::onnx::proto::{GraphProto, ModelProto, NodeProto};
 use crate::model::onnx::{Checked, Function, Grid, WeightCall};
@@ -95,7 +96,10 @@ fn check(graph: &GraphProto, calibration: &Activations) -> Result<()> {
     let mut unknown = vec![];
     for output in graph.node.iter().flat_map(|node| &node.output) {
         // A wide value is another value and its sums.
-        let is_known = calibration.contains_key(of_all_heads(output)) || wide_of(output).is_some();
+        // The grids of masks follow from the scores.
+        let is_known = calibration.contains_key(of_all_heads(output))
+            || wide_of(output).is_some()
+            || in_window_mask(output).is_some();
         if !is_known && unknown.len() < 4 {
             unknown.push(output.as_str());
         }
@@ -180,12 +184,16 @@ struct Uses {
     symmetric: BTreeSet<usize>,
     /// The output of Softmax or Sigmoid.
     unit: BTreeSet<usize>,
+    /// The output of Tanh.
+    signed_unit: BTreeSet<usize>,
     /// Scores with the mask added: by class, the class of the scores.
     masked: BTreeMap<usize, usize>,
     cache: BTreeSet<usize>,
     /// Cosines and sines.
     rotary: BTreeSet<usize>,
     masks: BTreeSet<usize>,
+    /// What windows hide.
+    hidden: BTreeMap<usize, Hidden>,
     /// The rows of an embedding.
     looked_up: BTreeSet<usize>,
 }
@@ -211,10 +219,15 @@ impl Uses {
             if let Some(Function::Embedding { .. }) = Function::of(node) {
                 uses.looked_up.extend(output);
             }
+            let hidden = node.output.first().and_then(|name| Hidden::named(name));
+            if let (Some(output), Some(hidden)) = (output, hidden) {
+                uses.hidden.insert(output, hidden);
+            }
             let (first, second) = (class(&node.input, 0), class(&node.input, 1));
             match node.op_type.as_str() {
                 "MatMul" => uses.symmetric.extend(second),
                 "Softmax" | "Sigmoid" => uses.unit.extend(output),
+                "Tanh" => uses.signed_unit.extend(output),
                 "Add" if node.input.get(1).is_some_and(|name| is_mask(name)) => {
                     uses.masks.extend(second);
                     if let (Some(output), Some(scores)) = (output, first) {
@@ -225,6 +238,23 @@ impl Uses {
             }
         }
         uses
+    }
+}
+
+impl Uses {
+    /// The grid of `class` that does not depend on its own statistics, if it has one. Masks are of
+    /// this depth.
+    fn fixed(&self, class: usize, bits: u32, mask_depth: f32) -> Option<Grid> {
+        match self.hidden.get(&class) {
+            // A calibration begins with an empty context, where a window hides nothing.
+            Some(Hidden::Sign) => Grid::symmetric(bits, 1.0),
+            Some(Hidden::Share) => Some(Grid::unit(bits)),
+            Some(Hidden::Depth) => Grid::over(bits, -mask_depth, 0.0),
+            None if self.masks.contains(&class) => Grid::over(bits, -mask_depth, 0.0),
+            None if self.unit.contains(&class) => Some(Grid::unit(bits)),
+            None if self.signed_unit.contains(&class) => Some(Grid::signed_unit(bits)),
+            None => None,
+        }
     }
 }
 
@@ -252,6 +282,10 @@ impl<'a> Chooser<'a> {
                 self.keep_float(class, None, "looked up");
                 continue;
             }
+            if let Some(grid) = uses.fixed(class, bits, mask_depth) {
+                self.insert(class, grid, None);
+                continue;
+            }
             // The mask does not count as a value of masked scores.
             let measured = uses.masked.get(&class).copied().unwrap_or(class);
             let Some(statistics) = self.statistics(measured) else {
@@ -260,13 +294,12 @@ impl<'a> Chooser<'a> {
                 }
                 continue;
             };
-            let grid = match self.grid(class, bits, &statistics, &uses, mask_depth) {
+            let grid = match self.grid(class, bits, &statistics, &uses) {
                 Some(grid) => grid,
                 None if is_float_allowed => continue,
                 None => zeros(bits),
             };
-            let is_fixed = is_cache || uses.unit.contains(&class) || uses.masks.contains(&class);
-            let sqnr_db = if is_fixed {
+            let sqnr_db = if is_cache {
                 None
             } else {
                 let sqnr_db = 10.0 * (statistics.bulk_square / grid.noise()).log10();
@@ -303,20 +336,9 @@ impl<'a> Chooser<'a> {
     }
 
     /// The grid for the values of `class`; `None` if they are all 0.
-    fn grid(
-        &self,
-        class: usize,
-        bits: u32,
-        statistics: &Activation,
-        uses: &Uses,
-        mask_depth: f32,
-    ) -> Option<Grid> {
+    fn grid(&self, class: usize, bits: u32, statistics: &Activation, uses: &Uses) -> Option<Grid> {
         let (low, high) = (self.low(statistics), self.high(statistics));
-        if uses.unit.contains(&class) {
-            Some(Grid::unit(bits))
-        } else if uses.masks.contains(&class) {
-            Grid::over(bits, -mask_depth, 0.0)
-        } else if uses.rotary.contains(&class) {
+        if uses.rotary.contains(&class) {
             // RoPE may multiply them by a number above 1.
             Grid::symmetric(bits, statistics.max.max(-statistics.min).max(1.0))
         } else if bits == 8 {
