@@ -388,6 +388,24 @@ fn graphs_without_floats_run_on_chips_with_and_without_fp16() {
     }
 }
 
+/// The same for every architecture, also with embedding and head on the CPU.
+#[test]
+#[ignore = "needs ONNX Runtime and the QNN libraries"]
+fn every_architecture_runs_without_floats() {
+    for model in TinyGguf::all() {
+        for (place, matrices) in [("npu", "*"), ("cpu", "blk.*")] {
+            let params = json!({
+                "activations": "u16", "kv": "u8", "float": "never", "key_centre": "none",
+                "place": {"embedding": place, "head": place},
+            });
+            let tiny = tiny_on("sm8635", &model, (matrices, "int8-channel"), params);
+            let case = format!("{} {place}", model.architecture());
+            assert!(tiny.onnx_runtime < 1e-3, "{case}: {}", tiny.onnx_runtime);
+            check_agreement(&case, &tiny);
+        }
+    }
+}
+
 /// The grids of the masks of windows do not come from the calibration, in which nothing is past.
 #[test]
 #[ignore = "needs ONNX Runtime and the QNN libraries"]
