@@ -396,26 +396,36 @@ fn rotaries() -> Vec<[TinyGguf; 2]> {
 fn genie_computes_every_rotary_embedding() {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path()).tool("qnn", &tools::qnn());
-    let prompt = "<|im_start|>the dog and the fox\n is é";
+    for [model, other] in rotaries() {
+        check_genie_tells_apart(
+            &runner,
+            &model,
+            &other,
+            "<|im_start|>the dog and the fox\n is é",
+        );
+    }
+}
+
+/// Checks that Genie's answer to `prompt` is the reference's: of `model`, with the first seed for
+/// which `other` has another answer.
+#[track_caller]
+fn check_genie_tells_apart(runner: &StageRunner, model: &TinyGguf, other: &TinyGguf, prompt: &str) {
     let greedy = |model: &TinyGguf| {
         let model = runner.inspect(&model.write());
-        let params = answer_params(prompt);
-        runner.json(&runner.reference(&model, params), "greedy.json")["tokens"].clone()
+        let reference = runner.reference(&model, answer_params(prompt));
+        runner.json(&reference, "greedy.json")["tokens"].clone()
     };
-    for models in rotaries() {
-        // The first seed whose answer depends on RoPE.
-        let mut seeds = (1..100).map(|seed| models.clone().map(|model| model.seed(seed)));
-        let [model, _] = seeds
-            .find(|[model, other]| greedy(model) != greedy(other))
-            .unwrap();
-        let (description, context, reference) = tiny(&runner, &model.write(), prompt);
-        let bundle = package(&runner, &description, &context, json!({})).unwrap();
-        let slots = [("bundle", &bundle), ("reference", &reference)];
-        let answer = runner.run("generate", json!({}), &slots).unwrap();
-        let generation = runner.json(&answer, "generation.json");
-        println!("{model:?} {generation}");
-        assert_eq!(generation["tokens"], generation["expected"], "{model:?}");
-    }
+    let mut seeds = (1..100).map(|seed| [model, other].map(|model| model.clone().seed(seed)));
+    let [model, _] = seeds
+        .find(|[model, other]| greedy(model) != greedy(other))
+        .unwrap();
+    let (description, context, reference) = tiny(runner, &model.write(), prompt);
+    let bundle = package(runner, &description, &context, json!({})).unwrap();
+    let slots = [("bundle", &bundle), ("reference", &reference)];
+    let answer = runner.run("generate", json!({}), &slots).unwrap();
+    let generation = runner.json(&answer, "generation.json");
+    println!("{model:?} {generation}");
+    assert_eq!(generation["tokens"], generation["expected"], "{model:?}");
 }
 
 /// The prompt is longer than the window, which is longer or shorter than a prefill.
@@ -430,26 +440,11 @@ fn genie_slides_a_window() {
         (TinyGguf::gemma3().tied(false), 8),
         (TinyGguf::gemma2(), 24),
     ] {
-        let with = |seed, window: u32| {
+        let [model, other] = [window, 256].map(|window: u32| {
             let window = [("attention.sliding_window", window.into())];
-            model.clone().keys(&window).seed(seed)
-        };
-        let greedy = |model: &TinyGguf| {
-            let model = runner.inspect(&model.write());
-            let params = answer_params(prompt);
-            runner.json(&runner.reference(&model, params), "greedy.json")["tokens"].clone()
-        };
-        // The first seed whose answer depends on the window.
-        let seed = (1..100)
-            .find(|seed| greedy(&with(*seed, window)) != greedy(&with(*seed, 256)))
-            .unwrap();
-        let (description, context, reference) = tiny(&runner, &with(seed, window).write(), prompt);
-        let bundle = package(&runner, &description, &context, json!({})).unwrap();
-        let slots = [("bundle", &bundle), ("reference", &reference)];
-        let answer = runner.run("generate", json!({}), &slots).unwrap();
-        let generation = runner.json(&answer, "generation.json");
-        println!("{window} {generation}");
-        assert_eq!(generation["tokens"], generation["expected"], "{window}");
+            model.clone().keys(&window)
+        });
+        check_genie_tells_apart(&runner, &model, &other, prompt);
     }
 }
 

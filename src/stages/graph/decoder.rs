@@ -333,17 +333,15 @@ impl Decoder<'_> {
             norm,
         } = branch;
         let k = self.profile.residual_exponent;
-        if !norms.after() {
-            let (power, rest) = power_and_rest(residual_scale.unwrap_or(1.0));
-            let output = self.linear(name, *matrix, x, exponent - k + power);
-            if rest == 1.0 {
-                return output;
-            }
-            return self.graph.scaled(&format!("{name}.scaled"), &output, rest);
-        }
-        let output = self.linear(name, *matrix, x, *exponent);
-        let output = self.norm(&norm.stem(), *norm, &output, 0);
-        let factor = residual_scale.unwrap_or(1.0) * 2f32.powi(-k);
+        let scale = residual_scale.unwrap_or(1.0);
+        let (output, factor) = if norms.after() {
+            let output = self.linear(name, *matrix, x, *exponent);
+            let output = self.norm(&norm.stem(), *norm, &output, 0);
+            (output, scale * 2f32.powi(-k))
+        } else {
+            let (power, rest) = power_and_rest(scale);
+            (self.linear(name, *matrix, x, exponent - k + power), rest)
+        };
         if factor == 1.0 {
             return output;
         }
