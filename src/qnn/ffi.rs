@@ -218,6 +218,14 @@ pub(super) struct GraphBlob {
     pub vtcm_bytes: u32,
 }
 
+/// `QnnHtpSystemContext_HwBlobInfo_t` in version 1: the metadata of a context binary.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct ContextMetadata {
+    pub version: u32,
+    pub arch: u32,
+}
+
 /// `QnnSystemContext_BinaryInfo_t` in version 3.
 #[repr(C)]
 pub(super) struct BinaryInfo {
@@ -410,6 +418,7 @@ layout! {
     DlcGraphConfig = 32 { graph_name @ 8, configs @ 16, config_count @ 24 }
     GraphInfo = 48 { name @ 8, input_count @ 16, inputs @ 24, output_count @ 32, outputs @ 40 }
     GraphInfoV3 = 88 { updateable_count @ 48, updateable @ 56, blob_size @ 64, blob @ 72, ops @ 80 }
+    ContextMetadata = 8 { arch @ 4 }
     GraphBlob = 24 { spill_fill_bytes @ 8, vtcm_bytes @ 16 }
     BinaryInfo = 144 { backend_id @ 8, build_id @ 16, core_api @ 24, backend_api @ 36, soc_version @ 48,
         blob_version @ 56, blob_size @ 72, context_tensor_count @ 80, context_tensors @ 88, graph_count @ 96,

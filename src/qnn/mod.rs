@@ -28,6 +28,6 @@ pub use ir::{
 pub use profile::{Bounded, Estimate};
 pub use proof::{DeviceEncoding, DeviceUse, LinearIo, Proof, prove, relative_rms_error};
 pub use simulator::Simulator;
-pub use soc::Soc;
+pub use soc::{Numbers, Soc};
 pub use system::{BinaryInfo, Dlc, System};
 pub use tensors::{GraphInfo, GraphMemory, TensorInfo};

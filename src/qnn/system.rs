@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
+use std::ffi::c_void;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::null_mut;
@@ -37,6 +38,9 @@ pub struct BinaryInfo {
     pub blob_version: String,
     /// `socModel` of its chip.
     pub soc_model: u32,
+    /// Hexagon architecture of its chip: 75 for v75. `None` if the metadata have another layout.
+    #[serde(skip)]
+    pub arch: Option<u32>,
     /// Its graphs, sorted by name.
     pub graphs: Vec<GraphInfo>,
 }
@@ -68,10 +72,25 @@ impl BinaryInfo {
             backend_api: text(info.backend_api),
             blob_version: text(info.blob_version),
             soc_model: info.soc_model,
+            // SAFETY: `metadata_size` bytes of the library, at any address, or null.
+            arch: unsafe { arch(info.metadata, info.metadata_size) },
             // SAFETY: the array and its length are the library's.
             graphs: unsafe { GraphInfo::read_all(info.graphs, info.graph_count) }?,
         })
     }
+}
+
+/// The architecture in the metadata of a context binary.
+///
+/// # Safety
+/// `metadata` is null or points to `size` bytes.
+unsafe fn arch(metadata: *const c_void, size: u32) -> Option<u32> {
+    if metadata.is_null() || (size as usize) < size_of::<ffi::ContextMetadata>() {
+        return None;
+    }
+    // SAFETY: there are enough bytes.
+    let metadata = unsafe { metadata.cast::<ffi::ContextMetadata>().read_unaligned() };
+    (metadata.version == ffi::V1).then_some(metadata.arch)
 }
 
 impl System {

@@ -21,16 +21,15 @@ use crate::base::{CanonJson, Code, Problem, Result};
 use crate::compile::{CompiledShards, check_signatures, device_uses, lower_graphs, process_demand};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::qnn::{
-    Backend, Context, DataType, DeviceGraph, DeviceUse, GraphInfo, GraphOptions, HtpGraph, Soc,
-    System, prove, without_time,
+    Backend, BinaryInfo, Context, DataType, DeviceGraph, DeviceUse, GraphInfo, GraphOptions,
+    HtpGraph, Numbers, Soc, System, prove, without_time,
 };
 
 /// The parameters.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// The chip that is compiled for.
-    #[schemars(extend("enum" = Soc::names()))]
+    /// The chip that is compiled for, by one of its names.
     soc: String,
     /// Compile only this many of the graph's shards: the first, the last and some between. By
     /// default all.
@@ -141,16 +140,33 @@ impl TypedStage for ContextBin {
         measures: false,
     };
 
-    fn check(_: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
-        if InputStage::fills(given, "graph") != InputStage::fills(given, "dlc") {
-            return vec![];
+    fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
+        let mut problems = vec![];
+        let mut add = |path: &str, problem| {
+            let path = path.into();
+            problems.push(ParamProblem { path, problem });
+        };
+        match Soc::named(&params.soc) {
+            Ok(soc) if params.vtcm_mb > soc.vtcm_mb => {
+                let message = format!(
+                    "expected at most {}, the VTCM of {} in MiB, found {}",
+                    soc.vtcm_mb, soc.name, params.vtcm_mb
+                );
+                let help = "the compiler would accept it; the binary would not load on the chip";
+                add(
+                    "vtcm_mb",
+                    Problem::new(Code::PlanParameter, message).help(help),
+                );
+            }
+            Ok(_) => {}
+            Err(problem) => add("soc", problem),
         }
-        let message = "a context binary is made of either a `graph` or a `dlc`";
-        let problem = Problem::new(Code::PlanParameter, message).help("give one of them");
-        vec![ParamProblem {
-            path: String::new(),
-            problem,
-        }]
+        if InputStage::fills(given, "graph") == InputStage::fills(given, "dlc") {
+            let message = "a context binary is made of either a `graph` or a `dlc`";
+            let problem = Problem::new(Code::PlanParameter, message).help("give one of them");
+            add("", problem);
+        }
+        problems
     }
 
     fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
@@ -173,13 +189,16 @@ impl TypedStage for ContextBin {
             None => (inputs.one("dlc")?, "dlc"),
         };
         let shards = CompiledShards::new(source, extension, &graphs, sample)?;
-        let has_f16 = Soc::named(&soc)?.has_f16;
+        let chip = Soc::named(&soc)?;
+        // Whatever it is called, the actions are the same.
+        let soc = chip.name.to_string();
         let mut orders = vec![];
         for case in device_uses(&shards.graphs()?)? {
             // The order that compiles refuses the graph, with the name of a tensor.
-            if extension == "onnx" && case.computes_in_f16() && !has_f16 {
+            if extension == "onnx" && case.computes_in_f16() && !chip.has_f16() {
                 continue;
             }
+            check_use(case, chip)?;
             let soc = soc.clone();
             let order = Order::new(format!("proof/{case}"), Work::Prove { soc, case })
                 .tools(tools.clone())
@@ -264,15 +283,7 @@ impl Compile {
         let binary = context.binary()?;
         let info = system.binary_info(&binary)?;
         check_signatures("context binary", &expected, &info.graphs)?;
-        if info.soc_model != soc.model {
-            return Err(Problem::new(
-                Code::DeviceReadBack,
-                format!(
-                    "the context binary is for SoC model {}, not {}",
-                    info.soc_model, soc.model
-                ),
-            ));
-        }
+        check_chip(&info, soc)?;
         let facts = ContextFacts {
             soc: self.soc.clone(),
             weight_sharing: self.weight_sharing,
@@ -316,6 +327,49 @@ impl Compile {
         dlc.compose(context, &graph.name, self.options())?;
         Ok(graph)
     }
+}
+
+/// Refuses weights in a form that the chip does not take.
+fn check_use(case: DeviceUse, soc: Soc) -> Result<()> {
+    if !case.has_float_blocks() || soc.numbers == Numbers::Blocks {
+        return Ok(());
+    }
+    let message = format!(
+        "the HTP of {} does not take weights in blocks with scales in fp16 ({case})",
+        soc.name
+    );
+    Err(Problem::new(Code::QnnEncoding, message)
+        .help("choose `int8-channel`, `int4-channel`, `lpbq-*` or `f16` in the `requant` stage"))
+}
+
+/// Compares what the binary says about its chip with the table of chips.
+fn check_chip(info: &BinaryInfo, soc: Soc) -> Result<()> {
+    let mut wrong = vec![];
+    if info.soc_model != soc.model {
+        wrong.push(format!(
+            "for SoC model {}, not {}",
+            info.soc_model, soc.model
+        ));
+    }
+    if let Some(arch) = info.arch
+        && arch != soc.arch
+    {
+        wrong.push(format!("for v{arch}, not v{}", soc.arch));
+    }
+    for graph in &info.graphs {
+        if let Some(memory) = graph.memory
+            && memory.vtcm_bytes > soc.vtcm_mb << 20
+        {
+            let found = memory.vtcm_bytes >> 20;
+            wrong.push(format!("for {found} MiB of VTCM, not {}", soc.vtcm_mb));
+        }
+    }
+    wrong.dedup();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let message = format!("the context binary is {}", wrong.join(", "));
+    Err(Problem::new(Code::DeviceReadBack, message))
 }
 
 /// Refuses a graph with a tensor in fp16 for a chip without fp16.

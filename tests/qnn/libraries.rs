@@ -9,7 +9,7 @@ use crate::support::quantize::{Quant, encode};
 use kiln::base::Code;
 use kiln::qnn::{
     Backend, Context, DataType, DeviceEncoding, DeviceGraph, DeviceUse, Encoding, GraphOptions,
-    HtpGraph, LinearIo, Node, Param, Simulator, Soc, StaticData, System, Tensor, TensorId,
+    HtpGraph, LinearIo, Node, Numbers, Param, Simulator, Soc, StaticData, System, Tensor, TensorId,
     TensorKind, prove, relative_rms_error,
 };
 
@@ -296,13 +296,39 @@ fn only_some_chips_have_an_estimate() {
         // The weights are half a million numbers in f16.
         assert!((1 << 20..1 << 21).contains(&found.read_bytes), "{found:?}");
     }
-    for name in Soc::names() {
-        let soc = Soc::named(name).unwrap();
-        if !soc.has_f16 {
-            continue; // it refuses the graph
-        }
-        let problem = estimate(soc).unwrap_err();
+    for name in ["sm8650", "sc8380xp"] {
+        let problem = estimate(Soc::named(name).unwrap()).unwrap_err();
         assert_eq!(problem.code, Code::QnnNoEstimate, "{problem}");
+    }
+}
+
+/// What the library takes for each chip, and for what it writes a binary.
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn the_library_knows_each_chip_as_the_table_does() {
+    let _alone = crate::alone();
+    let folder = libraries();
+    let system = System::open(&folder).unwrap();
+    let blocks = DeviceEncoding::FloatBlock {
+        bits: 4,
+        block: 32,
+        offsets: false,
+    };
+    for soc in Soc::all() {
+        let context = Context::new(&Backend::htp(&folder, soc).unwrap(), false).unwrap();
+        let has_f16 = context.build(&linear("one", 1, 64, 64), &OPTIONS).is_ok();
+        assert_eq!(has_f16, soc.has_f16(), "{}", soc.name);
+        let codes = layer(DeviceEncoding::Channel { bits: 8 }, LinearIo::U16);
+        prove(&folder, soc, codes).unwrap();
+        if has_f16 {
+            let info = system.binary_info(&context.binary().unwrap()).unwrap();
+            let vtcm_bytes = info.graphs[0].memory.unwrap().vtcm_bytes;
+            let found = (info.soc_model, info.arch, vtcm_bytes);
+            let expected = (soc.model, Some(soc.arch), soc.vtcm_mb << 20);
+            assert_eq!(found, expected, "{}", soc.name);
+            let takes_blocks = prove(&folder, soc, layer(blocks, LinearIo::F16)).is_ok();
+            assert_eq!(takes_blocks, soc.numbers == Numbers::Blocks, "{}", soc.name);
+        }
     }
 }
 

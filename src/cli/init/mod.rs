@@ -62,7 +62,9 @@ impl TypedValueParser for SocParser {
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(Soc::names().into_iter().map(PossibleValue::new)))
+        Some(Box::new(Soc::all().map(|soc| {
+            PossibleValue::new(soc.name).aliases(soc.aliases)
+        })))
     }
 }
 

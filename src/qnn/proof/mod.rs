@@ -122,6 +122,16 @@ impl DeviceUse {
         }
     }
 
+    /// Whether its weights are in blocks with scales in fp16.
+    pub fn has_float_blocks(self) -> bool {
+        match self {
+            DeviceUse::Linear { weight, .. } | DeviceUse::Lookup { weight } => {
+                matches!(weight, DeviceEncoding::FloatBlock { .. })
+            }
+            DeviceUse::LookupU16 => false,
+        }
+    }
+
     /// Whether it needs fp16.
     pub fn computes_in_f16(self) -> bool {
         match self {
