@@ -297,7 +297,10 @@ fn expected(schema: &Value) -> String {
         return either(&choices);
     }
     let mut texts = vec![];
-    if let Some(forms) = alternatives(schema) {
+    // Forms of one type are for editors.
+    if types(schema).is_empty()
+        && let Some(forms) = alternatives(schema)
+    {
         for form in forms {
             texts.push(expected(form));
         }

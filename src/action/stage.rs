@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use schemars::Schema;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Action, ActionInput, ArtifactKind, Content, Inputs, Job, Outputs, Part, ToolFile};
 use crate::base::{Digest, Problem, Result};
@@ -63,7 +63,7 @@ impl InputSpec {
 }
 
 /// A stage in an input slot of another stage.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct InputStage {
     /// The slot.
     pub slot: String,
@@ -71,12 +71,19 @@ pub struct InputStage {
     pub stage: String,
     /// The kind of artifact it produces.
     pub artifact: ArtifactKind,
+    /// Its table in the plan, which may have mistakes.
+    pub table: Map<String, Value>,
 }
 
 impl InputStage {
     /// Whether one of `inputs` is in `slot`.
     pub fn fills(inputs: &[InputStage], slot: &str) -> bool {
         inputs.iter().any(|input| input.slot == slot)
+    }
+
+    /// Whether its table sets `key` to `word`.
+    pub fn has(&self, key: &str, word: &str) -> bool {
+        self.table.get(key).is_some_and(|value| value == word)
     }
 }
 

@@ -215,13 +215,19 @@ impl<'a> Checker<'a> {
         let mut producers = vec![];
         for (slot, ids) in slots {
             for id in ids {
-                let stage = self.draft.stages.iter().find(|stage| stage.id == id.0);
-                let artifact = stage.and_then(|stage| self.output_of(stage));
-                producers.push(InputStage {
+                let mut producer = InputStage {
                     slot: slot.clone(),
                     stage: id.0.clone(),
-                    artifact: artifact.unwrap_or_default(),
-                });
+                    ..InputStage::default()
+                };
+                if let Some(stage) = self.draft.stages.iter().find(|stage| stage.id == id.0) {
+                    producer.artifact = self.output_of(stage).unwrap_or_default();
+                    for entry in &stage.table.entries {
+                        let value = entry.node.json();
+                        producer.table.insert(entry.key.clone(), value);
+                    }
+                }
+                producers.push(producer);
             }
         }
         producers

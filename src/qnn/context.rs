@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use super::library::{c_string, check, non_null, open, owned, slot};
 use super::tensors::{GraphInfo, TensorInfo};
+use super::release::Release;
 use super::{Soc, ffi, log};
 use crate::base::{Code, Problem, Result};
 
@@ -17,7 +18,8 @@ const MAX_BINARY_BYTES: u64 = 16 << 30;
 
 /// An initialized libQnnHtp or libQnnIr. Freed in the order device, backend, log.
 pub struct Backend {
-    pub(super) interface: &'static ffi::Interface,
+    pub(super) interface: ffi::Interface,
+    pub(super) release: &'static Release,
     log: ffi::Handle,
     pub(super) handle: ffi::Handle,
     device: ffi::Handle,
@@ -30,6 +32,7 @@ impl Backend {
         // The architecture follows from the model; to set both is deprecated.
         let config = ffi::HtpDeviceConfig {
             option: ffi::HTP_DEVICE_SOC,
+            soc_model_at_4: soc.model,
             soc_model: soc.model,
             ..Default::default()
         };
@@ -38,10 +41,7 @@ impl Backend {
         // SAFETY: the list ends with null; it and what it points to outlive the call.
         let code = unsafe { create(backend.log, list(&configs).as_ptr(), &mut backend.device) };
         check(code, || {
-            format!(
-                "make a device for {} (model {}, v{})",
-                soc.name, soc.model, soc.arch
-            )
+            format!("make a device for {soc} (model {})", soc.model)
         })?;
         non_null(backend.device, "device")?;
         Ok(Rc::new(backend))
@@ -53,9 +53,10 @@ impl Backend {
     }
 
     fn new(folder: &Path, file: &str) -> Result<Self> {
-        let interface: &'static ffi::Interface = open(folder, file)?;
+        let (interface, release) = open(folder, file)?;
         let mut backend = Backend {
             interface,
+            release,
             log: null_mut(),
             handle: null_mut(),
             device: null_mut(),

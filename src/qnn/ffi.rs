@@ -1,4 +1,4 @@
-//! The C ABI of QNN in the x86-64 libraries of QAIRT 2.51 (core API 2.40, system API 1.15).
+//! The C ABI of QNN in the x86-64 libraries of the releases in [`super::release`].
 //!
 //! Layouts follow the public headers (`qualcomm/geniex-qairt-plugin`, `qnn-api/include`) and were
 //! checked by running the libraries. The constants at the end check sizes and offsets at compile
@@ -148,12 +148,13 @@ pub(super) struct Config {
     pub custom: *const c_void,
 }
 
-/// `QnnHtpDevice_CustomConfig_t`; its union holds a pointer since 2.50 and so begins at 8.
+/// `QnnHtpDevice_CustomConfig_t`. Its union begins at 8, in QNN 2.49 at 4. Each release ignores the
+/// other place.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(super) struct HtpDeviceConfig {
     pub option: u32,
-    pub padding: u32,
+    pub soc_model_at_4: u32,
     pub soc_model: u32,
     pub rest: [u32; 3],
 }
@@ -273,8 +274,7 @@ type Slot = *const c_void;
 /// `QnnInterface_getProviders`, `QnnSystemInterface_getProviders`.
 pub(super) type GetProviders<T> = unsafe extern "C" fn(*mut *const *const T, *mut u32) -> Error;
 
-/// `QnnInterface_t`. libQnnSystem takes it by value, so its size is part of the ABI: 75 slots in
-/// core API 2.40.
+/// `QnnInterface_t`. libQnnSystem takes it by value, so that its size is part of the ABI.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Interface {
@@ -284,6 +284,13 @@ pub(super) struct Interface {
     pub backend_api: Version,
     pub table: Table,
 }
+
+/// The functions in [`Interface`].
+pub(super) const INTERFACE_SLOTS: usize = size_of::<Table>() / size_of::<Slot>();
+
+/// [`Interface`] with 72 functions, as it was until QNN 2.49.
+#[repr(C)]
+pub(super) struct Interface72([u64; 77]);
 
 /// The functions of a backend.
 #[repr(C)]
@@ -374,7 +381,7 @@ pub(super) struct SystemTable {
     pub log_free: Option<unsafe extern "C" fn(Handle) -> Error>,
     pub dlc_open: Option<unsafe extern "C" fn(Handle, *const c_char, *mut Handle) -> Error>,
     _9: Slot,
-    pub dlc_compose: Option<DlcCompose>,
+    pub dlc_compose: Option<DlcCompose<Interface>>,
     _11: Slot,
     pub dlc_free: Option<unsafe extern "C" fn(Handle) -> Error>,
     _13: [Slot; 11],
@@ -389,13 +396,14 @@ pub(super) struct SystemTable {
 
 /// Returns a list of handles that belong to the DLC.
 pub(super) type DlcHandles = unsafe extern "C" fn(Handle, *mut *const Handle, *mut u32) -> Error;
-type DlcCompose = unsafe extern "C" fn(
+/// `I` is the table of a backend's functions.
+pub(super) type DlcCompose<I> = unsafe extern "C" fn(
     Handle,
     *const *const DlcGraphConfig,
     u32,
     Handle,
     Handle,
-    Interface,
+    I,
     u32,
     *mut *const GraphInfo,
     *mut u32,
@@ -412,7 +420,7 @@ layout! {
     OpConfig = 80 { name @ 8, package @ 16, type_name @ 24, param_count @ 32, params @ 40, input_count @ 48,
         inputs @ 56, output_count @ 64, outputs @ 72 }
     Config = 16 { custom @ 8 }
-    HtpDeviceConfig = 24 { soc_model @ 8 }
+    HtpDeviceConfig = 24 { soc_model_at_4 @ 4, soc_model @ 8 }
     HtpConfig = 56 { values @ 8 }
     IrGraphConfig = 24 { serialization @ 8, output_path @ 16 }
     DlcGraphConfig = 32 { graph_name @ 8, configs @ 16, config_count @ 24 }
@@ -424,6 +432,7 @@ layout! {
         blob_version @ 56, blob_size @ 72, context_tensor_count @ 80, context_tensors @ 88, graph_count @ 96,
         graphs @ 104, platform @ 112, metadata_size @ 120, metadata @ 128, soc_model @ 136 }
     EventData = 24 { unit @ 4, value @ 8, name @ 16 }
+    Interface72 = 616 {}
     Interface = 640 { provider @ 8, core_api @ 16, backend_api @ 28, table @ 40 }
     Table = 600 { validate_op @ 56, context_from_binary @ 104, graph_execute @ 168, graph_tensor @ 192,
         profile_create @ 224, profile_events @ 240, profile_event_data @ 256, profile_free @ 272, device_create @ 320, error_message @ 384, context_add_to_dlc @ 568 }

@@ -123,6 +123,9 @@ impl RawOptions {
     }
 }
 
+/// The step between the codes of a beta that is all zeros: any number above zero.
+const BETA_STEP: f32 = 1.0 / 65536.0;
+
 /// Most rejected operations of a kind that a message names.
 const NAMED: usize = 4;
 
@@ -453,6 +456,8 @@ impl GraphBuilder<'_> {
             param_names.push(param_name);
         }
         let mut inputs = self.raw_tensors(node, &node.inputs)?;
+        let beta = self.beta(node)?;
+        inputs.extend(beta.iter().map(OwnedTensor::raw));
         let mut outputs = self.raw_tensors(node, &node.outputs)?;
         let op = ffi::OpConfig {
             version: ffi::V1,
@@ -486,6 +491,32 @@ impl GraphBuilder<'_> {
         // SAFETY: as above.
         check(unsafe { add(self.handle, op) }, || "add".into())
             .map_err(|problem| self.rejected(node, problem))
+    }
+
+    /// The `beta` of zeros that an RmsNorm without one needs in old releases.
+    fn beta(&self, node: &Node) -> Result<Option<OwnedTensor>> {
+        if self.context.backend.release.beta_is_optional || node.op != "RmsNorm" {
+            return Ok(None);
+        }
+        let [_, gamma] = node.inputs[..] else {
+            return Ok(None);
+        };
+        let gamma = self.graph.tensor(gamma);
+        let elements: u64 = gamma.dims.iter().map(|&dim| u64::from(dim)).product();
+        let encoding = match gamma.data_type {
+            DataType::Float16 | DataType::Float32 => Encoding::None,
+            _ => Encoding::ScaleOffset {
+                scale: BETA_STEP,
+                offset: 0,
+            },
+        };
+        let data = StaticData {
+            bytes: vec![0; (elements * gamma.data_type.size_bytes()) as usize],
+            encoding,
+        };
+        let name = format!("{}.beta", node.name);
+        let beta = self.constant(&name, gamma.data_type, &gamma.dims, data)?;
+        Ok(Some(beta))
     }
 
     /// The problem of a node that the backend rejects, with its tensors and parameters.

@@ -2,40 +2,45 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char};
+use std::mem::{MaybeUninit, offset_of};
 use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
+use super::release::Release;
 use super::{ffi, log};
 use crate::base::{Code, Problem, Result};
 
-/// The versions whose layouts `ffi` describes; both are part of QAIRT 2.51.
-const CORE_API: (u32, u32) = (2, 40);
-const SYSTEM_API: (u32, u32) = (1, 15);
-/// The wheel that contains them.
-const SUPPORTED_WHEEL: &str = "onnxruntime-qnn==2.7.0 (QAIRT 2.51)";
-
-/// A provider table of type `T`.
-pub(super) trait Provider: Sized + 'static {
+/// A provider: a header and a table of functions, in the layout of the newest release.
+pub(super) trait Provider: Copy {
     /// The symbol of the function that returns the list of providers.
     const SYMBOL: &'static str;
-    /// The version found, and the supported one.
-    fn versions(&self) -> (ffi::Version, (u32, u32));
+    /// Where the functions begin.
+    const TABLE_AT: usize;
+    /// Where its version is.
+    const VERSION_AT: usize;
+
+    /// The version of the API in a release, and the number of functions.
+    fn in_release(release: &Release) -> ((u32, u32), usize);
 }
 
 impl Provider for ffi::Interface {
     const SYMBOL: &'static str = "QnnInterface_getProviders";
+    const TABLE_AT: usize = offset_of!(ffi::Interface, table);
+    const VERSION_AT: usize = offset_of!(ffi::Interface, core_api);
 
-    fn versions(&self) -> (ffi::Version, (u32, u32)) {
-        (self.core_api, CORE_API)
+    fn in_release(release: &Release) -> ((u32, u32), usize) {
+        (release.core_api, release.backend_slots)
     }
 }
 
 impl Provider for ffi::SystemInterface {
     const SYMBOL: &'static str = "QnnSystemInterface_getProviders";
+    const TABLE_AT: usize = offset_of!(ffi::SystemInterface, table);
+    const VERSION_AT: usize = offset_of!(ffi::SystemInterface, system_api);
 
-    fn versions(&self) -> (ffi::Version, (u32, u32)) {
-        (self.system_api, SYSTEM_API)
+    fn in_release(release: &Release) -> ((u32, u32), usize) {
+        (release.system_api, release.system_slots)
     }
 }
 
@@ -48,9 +53,7 @@ pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
             Code::ToolFileMissing,
             format!("there is no {}", path.display()),
         )
-        .help(format!(
-            "unpack {SUPPORTED_WHEEL} there; that folder needs every shared library of the wheel"
-        )));
+        .help("that folder needs every shared library of the wheel onnxruntime-qnn"));
     }
     // SAFETY: loading runs the initializers of a vendor library, which is why this happens in a
     // child process. The path contains a slash, so that exactly this file is opened; its $ORIGIN
@@ -63,12 +66,12 @@ pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
 }
 
 fn unusable(message: String) -> Problem {
-    Problem::new(Code::ToolMissing, message).help(format!("pin {SUPPORTED_WHEEL} in [tools]"))
+    Problem::new(Code::ToolMissing, message).help(Release::how_to_get())
 }
 
-/// Opens `folder/file` and finds its provider table, which is `'static` because the library is
-/// never closed.
-pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<&'static T> {
+/// Opens `folder/file` and copies its provider. Functions that the release does not have are absent
+/// in the copy.
+pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<(T, &'static Release)> {
     let path = folder.join(file);
     let library = load(folder, file)?;
     // SAFETY: both provider getters have this signature.
@@ -91,24 +94,41 @@ pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<&'static T>
             code & 0xFFFF
         )));
     }
-    // SAFETY: the list has `count > 0` pointers, each null or to a table that lives as long as
-    // the library.
-    let provider = unsafe { (*list).as_ref() };
-    let Some(provider) = provider else {
+    // SAFETY: the list has `count > 0` pointers.
+    let provider = unsafe { *list };
+    if provider.is_null() {
         return Err(unusable(format!("{} has a null provider", path.display())));
-    };
-    let (found, supported) = provider.versions();
-    if (found.major, found.minor) != supported {
-        return Err(unusable(format!(
-            "{} has API {}.{}; kiln supports the layouts of {}.{}",
-            path.display(),
-            found.major,
-            found.minor,
-            supported.0,
-            supported.1
-        )));
     }
-    Ok(provider)
+    // SAFETY: every provider has a version there, whatever its size.
+    let found = unsafe { provider.byte_add(T::VERSION_AT).cast::<ffi::Version>().read() };
+    for release in Release::all() {
+        let (api, slots) = T::in_release(release);
+        if api == (found.major, found.minor) {
+            // SAFETY: the provider has the functions of its release.
+            return Ok((unsafe { copy(provider, slots) }, release));
+        }
+    }
+    Err(unusable(format!(
+        "{} has the API {}.{}, whose layouts kiln does not know",
+        path.display(),
+        found.major,
+        found.minor
+    )))
+}
+
+/// A copy of a provider with `slots` functions.
+///
+/// # Safety
+/// `provider` points to the header of a `T` and as many functions.
+unsafe fn copy<T: Provider>(provider: *const T, slots: usize) -> T {
+    let size = (T::TABLE_AT + slots * size_of::<usize>()).min(size_of::<T>());
+    let mut copy = MaybeUninit::<T>::zeroed();
+    // SAFETY: both have `size` bytes. Each field of a `T` may be zero: an absent function, a null
+    // pointer or a number.
+    unsafe {
+        std::ptr::copy_nonoverlapping(provider.cast::<u8>(), copy.as_mut_ptr().cast(), size);
+        copy.assume_init()
+    }
 }
 
 /// A function that the table must have.
@@ -117,8 +137,9 @@ pub(super) fn slot<F>(function: Option<F>, name: &str) -> Result<F> {
         Some(function) => Ok(function),
         None => Err(Problem::new(
             Code::QnnNoFunction,
-            format!("the QNN library does not have {name}"),
-        )),
+            format!("this release of QNN does not have {name}"),
+        )
+        .help(Release::how_to_get())),
     }
 }
 

@@ -13,6 +13,7 @@ mod log;
 mod profile;
 mod proof;
 mod quantize;
+mod release;
 mod simulator;
 mod soc;
 mod system;
@@ -28,6 +29,6 @@ pub use ir::{
 pub use profile::{Bounded, Estimate};
 pub use proof::{DeviceEncoding, DeviceUse, LinearIo, Proof, prove, relative_rms_error};
 pub use simulator::Simulator;
-pub use soc::{Numbers, Soc};
+pub use soc::{Chip, Numbers, Soc};
 pub use system::{BinaryInfo, Dlc, System};
 pub use tensors::{GraphInfo, GraphMemory, TensorInfo};

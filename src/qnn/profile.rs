@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use super::context::Backend;
 use super::library::{check, non_null, owned, slot};
-use super::{Soc, ffi};
+use super::{Chip, Soc, ffi};
 use crate::base::{Code, Problem, Result};
 
 /// Limits on what a library reports: far above any real graph, low enough for memory.
@@ -75,10 +75,10 @@ impl Estimate {
     /// ignored.
     fn of(events: &[Event], soc: Soc) -> Result<Self> {
         if !events.iter().any(|event| event.kind == TIME) {
-            let what = format!("the compiler has no estimate for {}", soc.name);
+            let what = format!("the compiler has no estimate for {soc}");
             return Err(Problem::new(Code::QnnNoEstimate, what).help(format!(
                 "it estimates for {}: take one of a similar architecture",
-                Soc::estimated_names().join(", ")
+                Chip::estimated_names().join(", ")
             )));
         }
         let mut names = vec![];
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     fn soc() -> Soc {
-        Soc::estimated("qcs9075").unwrap()
+        Chip::estimated("qcs9075").unwrap().into()
     }
 
     fn event(kind: u32, value: u64) -> Event {

@@ -16,15 +16,7 @@ impl Simulator {
     /// Loads `binary`, which must not share weights between graphs, with the libraries in `folder`.
     pub fn load(folder: &Path, binary: &[u8]) -> Result<Self> {
         let info = System::open(folder)?.binary_info(binary)?;
-        let Some(soc) = Soc::of_model(info.soc_model) else {
-            return Err(Problem::new(
-                Code::QnnSoc,
-                format!(
-                    "the context binary is for an unknown SoC, model {}",
-                    info.soc_model
-                ),
-            ));
-        };
+        let soc = Soc::of_model(info.soc_model);
         let context = Context::from_binary(&Backend::htp(folder, soc)?, binary)?;
         Ok(Simulator {
             context,

@@ -1,8 +1,7 @@
 //! libQnnSystem: reads context binaries and DLCs, and writes DLCs.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::null_mut;
@@ -21,7 +20,7 @@ const MAX_RECORDS: u32 = 4096;
 
 /// The loaded library.
 pub struct System {
-    table: &'static ffi::SystemTable,
+    table: ffi::SystemTable,
     log: ffi::Handle,
 }
 
@@ -39,7 +38,6 @@ pub struct BinaryInfo {
     /// `socModel` of its chip.
     pub soc_model: u32,
     /// Hexagon architecture of its chip: 75 for v75. `None` if the metadata have another layout.
-    #[serde(skip)]
     pub arch: Option<u32>,
     /// Its graphs, sorted by name.
     pub graphs: Vec<GraphInfo>,
@@ -96,9 +94,9 @@ unsafe fn arch(metadata: *const c_void, size: u32) -> Option<u32> {
 impl System {
     /// Opens `folder/libQnnSystem.so`.
     pub fn open(folder: &Path) -> Result<Self> {
-        let interface: &'static ffi::SystemInterface = open(folder, "libQnnSystem.so")?;
+        let (interface, _) = open::<ffi::SystemInterface>(folder, "libQnnSystem.so")?;
         let mut system = System {
-            table: &interface.table,
+            table: interface.table,
             log: null_mut(),
         };
         let create = slot(system.table.log_create, "systemLogCreate")?;
@@ -302,28 +300,52 @@ impl Dlc<'_> {
             configs: configs.as_ptr(),
             config_count: (configs.len() - 1) as u32,
         };
-        let configs = [&raw const config];
-        let (mut graphs, mut count) = (std::ptr::null(), 0);
         let backend = &context.backend;
-        // SAFETY: all handles are alive and all lists outlive the call; the interface goes by
-        // value, in full size.
+        // SAFETY: the configuration and what it points to outlive the call. The interface has the
+        // size that it has in this release.
         let code = unsafe {
-            compose(
-                self.handle,
-                configs.as_ptr(),
-                1,
-                backend.handle,
-                context.handle,
-                *backend.interface,
-                ffi::V1,
-                &mut graphs,
-                &mut count,
-            )
+            if backend.release.backend_slots == ffi::INTERFACE_SLOTS {
+                self.call_compose(compose, backend.interface, context, &config)
+            } else {
+                let compose: ffi::DlcCompose<ffi::Interface72> = std::mem::transmute(compose);
+                let whole = &raw const backend.interface;
+                self.call_compose(compose, whole.cast::<ffi::Interface72>().read(), context, &config)
+            }
         };
         check(code, || {
             format!("compose graph `{name}` of a DLC on the HTP")
         })?;
         context.finalize(context.retrieve(name)?, name, None)
+    }
+
+    /// Calls `systemDlcComposeGraphs`, which takes the table of functions by value.
+    ///
+    /// # Safety
+    /// `I` is the table in the size of this release. What `config` points to is alive.
+    unsafe fn call_compose<I>(
+        &self,
+        compose: ffi::DlcCompose<I>,
+        interface: I,
+        context: &Context,
+        config: &ffi::DlcGraphConfig,
+    ) -> ffi::Error {
+        let configs = [&raw const *config];
+        let (mut graphs, mut count) = (std::ptr::null(), 0);
+        // SAFETY: all handles are alive and all lists outlive the call; the rest is what the caller
+        // promises.
+        unsafe {
+            compose(
+                self.handle,
+                configs.as_ptr(),
+                1,
+                context.backend.handle,
+                context.handle,
+                interface,
+                ffi::V1,
+                &mut graphs,
+                &mut count,
+            )
+        }
     }
 }
 

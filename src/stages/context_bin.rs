@@ -8,6 +8,7 @@ use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::action::{
     InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
@@ -21,7 +22,7 @@ use crate::base::{CanonJson, Code, Problem, Result};
 use crate::compile::{CompiledShards, check_signatures, device_uses, lower_graphs, process_demand};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::qnn::{
-    Backend, BinaryInfo, Context, DataType, DeviceGraph, DeviceUse, GraphInfo, GraphOptions,
+    Backend, BinaryInfo, Chip, Context, DataType, DeviceGraph, DeviceUse, GraphInfo, GraphOptions,
     HtpGraph, Numbers, Soc, System, prove, without_time,
 };
 
@@ -29,7 +30,9 @@ use crate::qnn::{
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// The chip that is compiled for, by one of its names.
+    /// The chip that is compiled for, by one of its names, or as `soc-N` for the chip whose
+    /// `socModel` is N.
+    #[schemars(extend("anyOf" = soc_forms()))]
     soc: String,
     /// Compile only this many of the graph's shards: the first, the last and some between. By
     /// default all.
@@ -37,7 +40,7 @@ pub struct Params {
     sample: Option<u32>,
     /// The graphs in the binary.
     #[serde(default = "both_roles")]
-    #[schemars(extend("items" = serde_json::json!({ "enum": ROLES }), "minItems" = 1, "uniqueItems" = true))]
+    #[schemars(extend("items" = json!({ "enum": ROLES }), "minItems" = 1, "uniqueItems" = true))]
     graphs: Vec<String>,
     /// Whether the graphs share one copy of the weights. The simulator cannot load such a binary.
     #[serde(default = "default_weight_sharing")]
@@ -64,6 +67,15 @@ fn default_weight_sharing() -> bool {
 fn default_optimization() -> u32 {
     HtpGraph::default().optimization
 }
+
+/// The names of chips, for editors. [`Soc::named`] checks them.
+fn soc_forms() -> Value {
+    let names: Vec<&str> = Chip::all().iter().flat_map(Chip::names).collect();
+    json!([{ "enum": names }, { "pattern": "^soc-(0|[1-9][0-9]*)$" }])
+}
+
+/// The least architecture whose HTP multiplies codes of 16 bits by each other.
+const U16_CACHE_ARCH: u32 = 73;
 
 /// No chip has as much.
 const MAX_VTCM_MB: u32 = 64;
@@ -107,7 +119,7 @@ impl TypedStage for ContextBin {
     type Order = Work;
     const SPEC: StageSpec = StageSpec {
         kind: "context-bin",
-        version: 6,
+        version: 7,
         summary: "the graphs compiled for a chip: a context binary for its HTP",
         output: "context-bin",
         inputs: &[
@@ -147,18 +159,18 @@ impl TypedStage for ContextBin {
             problems.push(ParamProblem { path, problem });
         };
         match Soc::named(&params.soc) {
-            Ok(soc) if params.vtcm_mb > soc.vtcm_mb => {
-                let message = format!(
-                    "expected at most {}, the VTCM of {} in MiB, found {}",
-                    soc.vtcm_mb, soc.name, params.vtcm_mb
-                );
-                let help = "the compiler would accept it; the binary would not load on the chip";
-                add(
-                    "vtcm_mb",
-                    Problem::new(Code::PlanParameter, message).help(help),
-                );
+            Ok(soc) => {
+                if let Some(chip) = soc.chip
+                    && params.vtcm_mb > chip.vtcm_mb
+                {
+                    add("vtcm_mb", too_much_vtcm(chip, params.vtcm_mb));
+                }
+                for graph in given.iter().filter(|input| input.slot == "graph") {
+                    if let Some(problem) = check_graph(graph, soc) {
+                        add("soc", problem);
+                    }
+                }
             }
-            Ok(_) => {}
             Err(problem) => add("soc", problem),
         }
         if InputStage::fills(given, "graph") == InputStage::fills(given, "dlc") {
@@ -191,7 +203,7 @@ impl TypedStage for ContextBin {
         let shards = CompiledShards::new(source, extension, &graphs, sample)?;
         let chip = Soc::named(&soc)?;
         // Whatever it is called, the actions are the same.
-        let soc = chip.name.to_string();
+        let soc = chip.name().to_string();
         let mut orders = vec![];
         for case in device_uses(&shards.graphs()?)? {
             // The order that compiles refuses the graph, with the name of a tensor.
@@ -329,15 +341,45 @@ impl Compile {
     }
 }
 
+fn too_much_vtcm(chip: &Chip, found: u32) -> Problem {
+    let message = format!(
+        "expected at most {}, the VTCM of {} in MiB, found {found}",
+        chip.vtcm_mb, chip.name
+    );
+    Problem::new(Code::PlanParameter, message)
+        .help("the compiler would accept it; the binary would not load on the chip")
+}
+
+/// What the parameters of a `graph` stage ask of a chip and it does not have.
+fn check_graph(graph: &InputStage, soc: Soc) -> Option<Problem> {
+    let chip = soc.chip?;
+    let (name, stage) = (chip.name, &graph.stage);
+    if !soc.has_f16() && !graph.has("float", "never") {
+        let message = format!("the HTP of {name} has no fp16, and `{stage}` computes in it");
+        return Some(Problem::new(Code::QnnNoF16, message).help(format!(
+            "in `{stage}`: `activations = \"u16\"`, `float = \"never\"`, `kv = \"u8\"`, \
+             `key_centre = \"none\"` and a `calibration`"
+        )));
+    }
+    if chip.arch < U16_CACHE_ARCH && graph.has("float", "never") && graph.has("kv", "u16") {
+        let message = format!(
+            "the HTP of {name} (v{}) does not multiply 16-bit codes by the 16-bit codes of a cache",
+            chip.arch
+        );
+        return Some(
+            Problem::new(Code::QnnEncoding, message).help(format!("in `{stage}`: `kv = \"u8\"`")),
+        );
+    }
+    None
+}
+
 /// Refuses weights in a form that the chip does not take.
 fn check_use(case: DeviceUse, soc: Soc) -> Result<()> {
-    if !case.has_float_blocks() || soc.numbers == Numbers::Blocks {
+    if !case.has_float_blocks() || soc.computes_with(Numbers::Blocks) {
         return Ok(());
     }
-    let message = format!(
-        "the HTP of {} does not take weights in blocks with scales in fp16 ({case})",
-        soc.name
-    );
+    let message =
+        format!("the HTP of {soc} does not take weights in blocks with scales in fp16 ({case})");
     Err(Problem::new(Code::QnnEncoding, message)
         .help("choose `int8-channel`, `int4-channel`, `lpbq-*` or `f16` in the `requant` stage"))
 }
@@ -351,17 +393,18 @@ fn check_chip(info: &BinaryInfo, soc: Soc) -> Result<()> {
             info.soc_model, soc.model
         ));
     }
-    if let Some(arch) = info.arch
-        && arch != soc.arch
-    {
-        wrong.push(format!("for v{arch}, not v{}", soc.arch));
-    }
-    for graph in &info.graphs {
-        if let Some(memory) = graph.memory
-            && memory.vtcm_bytes > soc.vtcm_mb << 20
-        {
-            let found = memory.vtcm_bytes >> 20;
-            wrong.push(format!("for {found} MiB of VTCM, not {}", soc.vtcm_mb));
+    if let Some(chip) = soc.chip {
+        if info.arch != Some(chip.arch) {
+            let found = info.arch.map_or("an unknown HTP".into(), |arch| format!("v{arch}"));
+            wrong.push(format!("for {found}, not v{}", chip.arch));
+        }
+        for graph in &info.graphs {
+            if let Some(memory) = graph.memory
+                && memory.vtcm_bytes > chip.vtcm_mb << 20
+            {
+                let found = memory.vtcm_bytes >> 20;
+                wrong.push(format!("for {found} MiB of VTCM, not {}", chip.vtcm_mb));
+            }
         }
     }
     wrong.dedup();

@@ -26,7 +26,7 @@ use crate::compile::{CompiledShards, Elements, compile_bytes, lower_graphs, lowe
 use crate::model::facts::GraphFacts;
 use crate::model::onnx::{LinearShape, decode, linear_layers};
 use crate::model::weight::WeightFacts;
-use crate::qnn::{Backend, Context, Estimate as QnnEstimate, HtpGraph, Soc};
+use crate::qnn::{Backend, Chip, Context, Estimate as QnnEstimate, HtpGraph};
 
 /// The parameters.
 #[derive(Deserialize, JsonSchema)]
@@ -35,7 +35,7 @@ pub struct Params {
     /// The chip to estimate for: one that resembles yours, since the compiler has no estimate for
     /// phones and laptops.
     #[serde(default = "default_soc")]
-    #[schemars(extend("enum" = Soc::estimated_names()))]
+    #[schemars(extend("enum" = Chip::estimated_names()))]
     soc: String,
     /// The graphs to estimate.
     #[serde(default = "both_roles")]
@@ -159,7 +159,8 @@ impl TypedStage for Estimate {
 
 impl Work {
     fn estimate(&self, job: &Job) -> Result<ShardEstimate> {
-        let soc = Soc::estimated(&self.soc)?;
+        let chip = Chip::estimated(&self.soc)?;
+        let soc = chip.into();
         let context = Context::new(&Backend::htp(&job.tool_folder(QNN)?, soc)?, false)?;
         let count = self.graphs.len() as u64;
         let mut graphs = BTreeMap::new();
@@ -181,8 +182,8 @@ impl Work {
             graph.layers = self.layers(job, &context, &graph.figures)?;
         }
         Ok(ShardEstimate {
-            soc: soc.name.into(),
-            arch: soc.arch,
+            soc: chip.name.into(),
+            arch: chip.arch,
             graphs,
         })
     }
@@ -194,7 +195,7 @@ impl Work {
         context: &Context,
         whole: &Figures,
     ) -> Result<BTreeMap<String, LayerEstimate>> {
-        let soc = Soc::estimated(&self.soc)?;
+        let soc = Chip::estimated(&self.soc)?.into();
         let found = linear_layers(&decode(&job.read(&format!("{DECODE}.onnx"))?)?)?;
         let shapes: BTreeSet<LinearShape> = found.iter().map(|layer| layer.shape).collect();
         let (mut times, mut layers) = (BTreeMap::new(), BTreeMap::new());

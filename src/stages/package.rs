@@ -109,7 +109,7 @@ impl TypedStage for Package {
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
         kind: "package",
-        version: 5,
+        version: 6,
         summary: "a bundle that Genie loads on a phone",
         output: "bundle",
         inputs: &[
@@ -231,6 +231,7 @@ impl TypedStage for Package {
             model: &model,
             tokenizer: &tokenizer,
             soc: first.soc()?,
+            arch: first.info.arch,
             context: first.context()?,
             binaries: &files,
             place: ContextFacts::place(binaries.iter().map(|binary| &binary.facts)),
@@ -334,9 +335,9 @@ fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Va
     let mut metadata = json!({
         "name": bundle.params.name,
         "soc": {
-            "name": bundle.soc.name,
+            "name": bundle.soc.name(),
             "model": bundle.soc.model,
-            "architecture": format!("v{}", bundle.soc.arch),
+            "architecture": format!("v{}", bundle.arch),
         },
         "model": bundle.model,
         "context": bundle.context,

@@ -436,11 +436,11 @@ fn unrelated_chips_are_not_suggested() {
     let folder = tempfile::tempdir().unwrap();
     let (code, _, err) = kiln(
         folder.path(),
-        &["init", "hf:o/r/x.gguf", "--soc", "sa8775p"],
+        &["init", "hf:o/r/x.gguf", "--soc", "kirin9000"],
     );
     assert!(
         code == 2
-            && err.contains("known are sm8450")
+            && err.contains("docs/plan-format.md has a table of them")
             && !err.contains("similar")
             && !err.contains("did you"),
         "{err}"

@@ -357,6 +357,7 @@ fn budgets_need_what_they_are_read_from() {
             slot: slot.into(),
             stage: "it".into(),
             artifact,
+            ..InputStage::default()
         };
         let mut inputs = vec![slot("sensitivity", "sensitivity")];
         if estimates {

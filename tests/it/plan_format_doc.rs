@@ -6,7 +6,7 @@ use std::process::Command;
 
 use boon::{Compiler, Schemas};
 use kiln::plan::{self, Source, SourceMap, Tables};
-use kiln::qnn::{Numbers, Soc};
+use kiln::qnn::{Chip, Numbers, Soc};
 use kiln::report::KINDS;
 
 const END: &str = "<!-- end generated -->\n";
@@ -124,23 +124,23 @@ fn rows(page: &str, start: &str) -> Vec<Vec<String>> {
 #[test]
 fn the_chips_are_documented() {
     let mut table = String::new();
-    for soc in Soc::all() {
-        let names: Vec<String> = soc.names().map(|name| format!("`{name}`")).collect();
+    for chip in Chip::all() {
+        let names: Vec<String> = chip.names().map(|name| format!("`{name}`")).collect();
         let yes = |is_so| if is_so { "yes" } else { "no" };
         table += &format!(
             "| {} | {} | v{} | {} MiB | {} | {} |\n",
             names.join(", "),
-            soc.model,
-            soc.arch,
-            soc.vtcm_mb,
-            yes(soc.has_f16()),
-            yes(soc.numbers == Numbers::Blocks),
+            chip.model,
+            chip.arch,
+            chip.vtcm_mb,
+            yes(Soc::from(chip).has_f16()),
+            yes(chip.numbers == Numbers::Blocks),
         );
     }
     assert!(page().contains(&table), "{table}");
-    for name in Soc::estimated_names() {
-        let soc = Soc::estimated(name).unwrap();
-        let row = format!("| `{name}` | {} | v{} | ", soc.model, soc.arch);
+    for name in Chip::estimated_names() {
+        let chip = Chip::estimated(name).unwrap();
+        let row = format!("| `{name}` | {} | v{} | ", chip.model, chip.arch);
         assert!(page().contains(&row), "{row}");
     }
 }

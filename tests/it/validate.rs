@@ -247,6 +247,7 @@ fn an_inapplicable_limit_is_rejected() {
             slot: "inputs".into(),
             stage: stage.into(),
             artifact,
+            ..InputStage::default()
         });
     let params = json!({"limits": {"onnx": {"kld": -1.0}, "npu": {"kld": 1e-3, "size_bytes": 5}}});
     let problems = kinds.get("validate").unwrap().check(&params, &inputs);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::support::quantize::{Quant, encode};
 use kiln::base::Code;
 use kiln::qnn::{
-    Backend, Context, DataType, DeviceEncoding, DeviceGraph, DeviceUse, Encoding, GraphOptions,
+    Backend, Chip, Context, DataType, DeviceEncoding, DeviceGraph, DeviceUse, Encoding, GraphOptions,
     HtpGraph, LinearIo, Node, Numbers, Param, Simulator, Soc, StaticData, System, Tensor, TensorId,
     TensorKind, prove, relative_rms_error,
 };
@@ -290,8 +290,8 @@ fn only_some_chips_have_an_estimate() {
         let context = Context::new(&Backend::htp(&folder, soc).unwrap(), false).unwrap();
         context.estimate(&linear("one", 1, 512, 1024), HtpGraph::default(), soc, true)
     };
-    for name in Soc::estimated_names() {
-        let found = estimate(Soc::estimated(name).unwrap()).unwrap();
+    for name in Chip::estimated_names() {
+        let found = estimate(Chip::estimated(name).unwrap().into()).unwrap();
         println!("{name} {found:?}");
         // The weights are half a million numbers in f16.
         assert!((1 << 20..1 << 21).contains(&found.read_bytes), "{found:?}");
@@ -314,20 +314,21 @@ fn the_library_knows_each_chip_as_the_table_does() {
         block: 32,
         offsets: false,
     };
-    for soc in Soc::all() {
+    for chip in Chip::all() {
+        let soc = Soc::from(chip);
         let context = Context::new(&Backend::htp(&folder, soc).unwrap(), false).unwrap();
         let has_f16 = context.build(&linear("one", 1, 64, 64), &OPTIONS).is_ok();
-        assert_eq!(has_f16, soc.has_f16(), "{}", soc.name);
+        assert_eq!(has_f16, soc.has_f16(), "{soc}");
         let codes = layer(DeviceEncoding::Channel { bits: 8 }, LinearIo::U16);
         prove(&folder, soc, codes).unwrap();
         if has_f16 {
             let info = system.binary_info(&context.binary().unwrap()).unwrap();
             let vtcm_bytes = info.graphs[0].memory.unwrap().vtcm_bytes;
             let found = (info.soc_model, info.arch, vtcm_bytes);
-            let expected = (soc.model, Some(soc.arch), soc.vtcm_mb << 20);
-            assert_eq!(found, expected, "{}", soc.name);
+            let expected = (chip.model, Some(chip.arch), chip.vtcm_mb << 20);
+            assert_eq!(found, expected, "{soc}");
             let takes_blocks = prove(&folder, soc, layer(blocks, LinearIo::F16)).is_ok();
-            assert_eq!(takes_blocks, soc.numbers == Numbers::Blocks, "{}", soc.name);
+            assert_eq!(takes_blocks, chip.numbers == Numbers::Blocks, "{soc}");
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::base::atomic::{folder_of, write_new};
 use crate::base::{Code, Context, Problem, Result, has_bytes, quoted};
 use crate::model::decoder::Norms;
 use crate::plan::Source;
-use crate::qnn::Soc;
+use crate::qnn::{Chip, Soc};
 use layout::FileLayout;
 use model::{LocalModel, Model};
 
@@ -53,7 +53,7 @@ impl TypedValueParser for SocParser {
     ) -> Result<String, clap::Error> {
         let name = value.to_string_lossy();
         match Soc::named(&name) {
-            Ok(soc) => Ok(soc.name.into()),
+            Ok(soc) => Ok(soc.name().into()),
             Err(problem) => Err(clap::Error::raw(
                 ErrorKind::ValueValidation,
                 format!("{}\n", problem.text()),
@@ -62,8 +62,8 @@ impl TypedValueParser for SocParser {
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(Soc::all().map(|soc| {
-            PossibleValue::new(soc.name).aliases(soc.aliases)
+        Some(Box::new(Chip::all().iter().map(|chip| {
+            PossibleValue::new(chip.name).aliases(chip.aliases)
         })))
     }
 }

@@ -120,10 +120,10 @@ impl Description {
         let mut text = format!("{format}, {}\n", bytes(self.size_bytes));
         // Invariant: writing to a String cannot fail.
         for binary in &self.binaries {
-            let soc = match Soc::of_model(binary.soc_model) {
-                Some(soc) => format!("{} (v{})", soc.name, soc.arch),
-                None => format!("SoC model {}", binary.soc_model),
-            };
+            let mut soc = Soc::of_model(binary.soc_model).to_string();
+            if let Some(arch) = binary.arch {
+                soc += &format!(" (v{arch})");
+            }
             let _ = writeln!(
                 text,
                 "compiled for {soc} by QNN {}, format {}",

@@ -226,8 +226,7 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
     let options = GraphOptions::Htp(HtpGraph::default());
     let info = context.build(&graph, &options).map_err(|problem| {
         problem.within(format!(
-            "the HTP of {} does not take weights as {case}",
-            soc.name
+            "the HTP of {soc} does not take weights as {case}"
         ))
     })?;
     let mut outputs = context.execute(&info, &inputs)?;
@@ -237,9 +236,8 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
         return Err(Problem::new(
             Code::QnnEncodingWrong,
             format!(
-                "HTP accepts weights as {case} on {} but computes wrong numbers: relative error \
-                 {error:.1e}",
-                soc.name
+                "HTP accepts weights as {case} on {soc} but computes wrong numbers: relative error \
+                 {error:.1e}"
             ),
         )
         .help(
@@ -249,7 +247,7 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
     }
     Ok(Proof {
         encoding: case.to_string(),
-        soc: soc.name.into(),
+        soc: soc.name().into(),
         shape: [T, K, N],
         relative_rms_error: error,
         limit: MAX_ERROR,

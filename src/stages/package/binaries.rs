@@ -34,6 +34,8 @@ pub(super) struct Info {
     /// Version of the libraries that compiled it.
     pub(super) build_id: String,
     soc_model: u32,
+    /// Hexagon architecture of its chip: 75 for v75.
+    pub(super) arch: u32,
     graphs: Vec<Graph>,
 }
 
@@ -167,7 +169,7 @@ pub(super) fn check_graphs<'a>(binaries: &'a [Binary], model: &DecoderSpec) -> R
             let found = binary.info.soc_model;
             return Err(wrong(format!(
                 "`{}` is for SoC model {found}, not for {}",
-                binary.input, soc.name
+                binary.input, soc
             )));
         }
     }

@@ -17,6 +17,8 @@ pub(super) struct Bundle<'a> {
     pub(super) model: &'a DecoderSpec,
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) soc: Soc,
+    /// Hexagon architecture of the chip: 75 for v75.
+    pub(super) arch: u32,
     /// The context length in tokens.
     pub(super) context: u32,
     /// The file names of the context binaries, in order.
@@ -125,7 +127,7 @@ impl Bundle<'_> {
 
     /// `htp_backend_ext_config.json`.
     pub(super) fn extensions(&self) -> Value {
-        let Soc { model, arch, .. } = self.soc;
+        let (model, arch) = (self.soc.model, self.arch);
         json!({
             "devices": [{
                 "soc_model": model,

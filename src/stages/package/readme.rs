@@ -12,10 +12,11 @@ pub(super) fn text(bundle: &Bundle, build: &str) -> String {
         params,
         model,
         soc,
+        arch,
         context,
         ..
     } = bundle;
-    let (name, arch, chip) = (&params.name, soc.arch, soc.name);
+    let (name, chip) = (&params.name, soc.name());
     let (architecture, layers) = (&model.architecture, model.block_count());
     let (rows, cpu, commands) = (
         file_rows(bundle),
@@ -163,8 +164,8 @@ fn commands(bundle: &Bundle, build: &str) -> String {
                 Direct).\n"
             .into();
     }
-    let Bundle { params, soc, .. } = bundle;
-    let (name, arch) = (&params.name, soc.arch);
+    let Bundle { params, arch, .. } = bundle;
+    let name = &params.name;
     let mut numbers: Vec<&str> = build.trim_start_matches('v').split('.').collect();
     numbers.truncate(2);
     let version = numbers.join(".");
