@@ -91,6 +91,11 @@ impl<'a> Job<'a> {
         self.workspace.path(&self.input(name)?.content())
     }
 
+    /// Whether the action declares files of a tool.
+    pub fn has_tool(&self, tool: &str) -> bool {
+        self.action.tools.contains_key(tool)
+    }
+
     /// A folder with the declared files of a tool under their own names (symbolic links).
     pub fn tool_folder(&self, tool: &str) -> Result<PathBuf> {
         let Some(files) = self.action.tools.get(tool) else {

@@ -1,9 +1,25 @@
 //! The parts of a bundle, which `package` writes.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::action::{Manifest, Part, PartName};
 use crate::base::{Code, Problem, Result};
 use crate::model::decoder::shards::Processor;
 use crate::model::facts::ContextFacts;
+
+/// The system of the device that a bundle is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Platform {
+    /// A phone or another device with Android.
+    #[default]
+    Android,
+    /// Windows on Snapdragon.
+    Windows,
+    /// Linux on ARM64.
+    Linux,
+}
 
 /// The configuration of a dialog.
 pub const CONFIG: &str = "genie_config.json";
@@ -14,8 +30,14 @@ pub const EXTENSIONS: &str = "htp_backend_ext_config.json";
 /// The tokenizer.
 pub const TOKENIZER: &str = "tokenizer.json";
 
+/// A description of the bundle for programs.
+pub const METADATA: &str = "metadata.json";
+
 /// The text of the device commands.
 pub const PROMPT: &str = "prompt.txt";
+
+/// The grammar that answers follow.
+pub const GRAMMAR: &str = "grammar.txt";
 
 /// The SHA-256 sums of all other files.
 pub const SUMS: &str = "SHA256SUMS";

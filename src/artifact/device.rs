@@ -45,6 +45,9 @@ impl<'de> Deserialize<'de> for Figure {
 pub struct DeviceFigures {
     /// `adb:SERIAL` or `ssh:HOST`; none if no device was given.
     pub device: Option<String>,
+    /// The version of the NPU driver that Windows has itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
     /// What was measured there.
     #[serde(flatten)]
     pub figures: Figures,

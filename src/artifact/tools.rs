@@ -21,6 +21,9 @@ pub fn libraries(inputs: &Inputs, names: &[&str]) -> Result<Vec<ToolFile>> {
     inputs.tool_files(QNN, &names)
 }
 
+/// The file name of Qualcomm's runtime for language models, in the tool `qnn`.
+pub const GENIE: &str = "libGenie.so";
+
 /// The file name of ONNX Runtime's library, without its version.
 pub const RUNTIME: &str = "libonnxruntime.so";
 

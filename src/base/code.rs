@@ -281,7 +281,6 @@ codes! {
         QnnOddAnswer = "kiln::qnn::odd_answer",
         QnnOpRefused = "kiln::qnn::op_refused",
         QnnRefused = "kiln::qnn::refused",
-        QnnSoc = "kiln::qnn::soc",
         QnnStaticData = "kiln::qnn::static_data",
         Record = "kiln::record",
         ReferenceLogits = "kiln::reference::logits",

@@ -11,6 +11,7 @@ use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{Result, bytes, count};
 use crate::plan::PlannedStage;
+use crate::qnn::{how_to_get, release_in_wheel};
 use crate::stages;
 use crate::store::{CompleteCache, Disk, Lookup};
 
@@ -29,12 +30,14 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
         let registry = stages::all();
         let plan = plan.load(&registry)?;
         for stage in &plan.stages {
-            if stage.kind == "fetch" {
-                findings.push(check_download(stage, &registry, &common.cache)?);
+            findings.extend(check_device(stage));
+            match check_local_files(stage, &registry) {
+                Some(finding) => findings.push(finding),
+                None if stage.kind == "fetch" => {
+                    findings.push(check_download(stage, &registry, &common.cache)?);
+                }
+                None => {}
             }
-        }
-        for stage in &plan.stages {
-            findings.extend(check_local_files(stage, &registry));
         }
     }
     if common.json {
@@ -95,6 +98,9 @@ struct Machine {
     cache_error: Option<String>,
 }
 
+/// What a finding about the runtime on devices is of.
+const DEVICE: &str = "device";
+
 /// The platform of Qualcomm's libraries: their wheel is `manylinux_2_35_x86_64`.
 const SYSTEM: &str = "x86_64 linux";
 const GLIBC: (u32, u32) = (2, 35);
@@ -146,6 +152,21 @@ fn first_line_of(command: &str, args: &[&str]) -> Option<String> {
     }
     let text = String::from_utf8_lossy(&output.stdout);
     Some(text.lines().next()?.trim().into())
+}
+
+/// The release of QNN that a device needs for what the tool `qnn` compiles; `None` for other stages
+/// and for an SDK, whose release only its libraries tell.
+fn check_device(stage: &PlannedStage) -> Option<Finding> {
+    let url = stage.params.get("url")?.as_str()?;
+    let wheel = url.strip_prefix("pypi:onnxruntime-qnn==")?;
+    let finding = match release_in_wheel(wheel) {
+        Some(qnn) => Finding::new(DEVICE, format!("needs the runtime of QNN {qnn} or later")),
+        None => {
+            let found = format!("unknown: kiln does not know onnxruntime-qnn {wheel}");
+            Finding::new(DEVICE, found).require(false, &how_to_get())
+        }
+    };
+    Some(finding)
 }
 
 /// Whether the files of a `fetch` stage are in the cache. If not, nothing is missing: a build

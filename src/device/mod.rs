@@ -1,12 +1,16 @@
 //! Runs a bundle on a device: sends the files that are missing there, runs the bundle with
-//! Qualcomm's `genie-t2t-run`, and reads the figures.
+//! Qualcomm's `genie-t2t-run`, and reads the figures. The platform of the bundle decides in which
+//! language the device's scripts are.
 //!
 //! All files are in the folder `runner` of the device: `genie-t2t-run` and its libraries, which the
 //! user copies there, and `bundles/NAME/` for each bundle. The device computes the sha256 of a
 //! file, before it gets its final name and again in each later run.
 
+mod posix;
 mod profile;
+mod scripts;
 mod transport;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,21 +22,16 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::action::Job;
-use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TOKENIZER};
-use crate::artifact::device::Figures;
-use crate::base::{Code, Context, Problem, Result, quoted};
+use crate::artifact::bundle::{CONFIG, EXTENSIONS, METADATA, PROMPT, Platform, SUMS, TOKENIZER};
+use crate::artifact::device::DeviceFigures;
+use crate::base::{Code, Context, Problem, Result};
 
 pub use transport::Transport;
 
-/// The program that runs a bundle.
-const RUNNER: &str = "genie-t2t-run";
-/// The bundle's configuration, with a limit for the length of the answer.
-const LIMITED_CONFIG: &str = "kiln-config.json";
-/// Suffix of a file until it is complete.
-const PART: &str = ".kiln-part";
-/// What scripts print if there is no runner, and if a file is complete.
-const NO_RUNNER: &str = "kiln no runner";
-const COMPLETE: &str = "kiln complete";
+use posix::Posix;
+use scripts::{ANSWER, COMPLETE, LIMITED_CONFIG, NO_RUNNER, PART, Scripts};
+use windows::Windows;
+
 /// Time limit for computing sums and renaming files.
 const SHORT_LIMIT: Duration = Duration::from_secs(120);
 /// Time limit for loading a bundle and generating the answer.
@@ -45,8 +44,10 @@ const DEFAULT_PROMPT: &str = "What is gravity?";
 pub struct Device {
     /// `adb:SERIAL` or `ssh:HOST`.
     pub device: String,
-    /// The folder of the device with the program and its libraries.
-    pub runner: String,
+    /// The folder of the device with the program and its libraries, if it is not the default of the
+    /// platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner: Option<String>,
     /// Tokens of the answer, at most.
     pub answer_tokens: u32,
 }
@@ -58,7 +59,7 @@ fn is_needed(name: &str) -> bool {
 
 /// Whether [`Device::measure`] reads a file of the bundle.
 pub fn is_read(name: &str) -> bool {
-    is_needed(name) || name == SUMS
+    is_needed(name) || [SUMS, METADATA].contains(&name)
 }
 
 /// A file that must be on the device.
@@ -70,7 +71,7 @@ struct DeviceFile {
 
 impl Device {
     /// Runs the bundle of stage `bundle`, whose files are inputs of the job.
-    pub fn measure(&self, bundle: &str, job: &Job) -> Result<Figures> {
+    pub fn measure(&self, bundle: &str, job: &Job) -> Result<DeviceFigures> {
         let link = Transport::parse(&self.device).map_err(|help| {
             Problem::new(
                 Code::MeasureDevice,
@@ -80,23 +81,45 @@ impl Device {
         })?;
         // Locks the device: two jobs at a time would slow down each other.
         job.partial(&format!("device {link}"))?;
+        let platform = platform(bundle, job)?;
+        if platform == Platform::Windows && matches!(link, Transport::Adb(_)) {
+            let message = format!("`{bundle}` is for Windows, and {link} has Android");
+            return Err(Problem::new(Code::MeasureDevice, message)
+                .help("give `ssh:HOST`, or another `platform` to the `package` stage"));
+        }
+        let scripts = scripts(platform);
+        let runner = match &self.runner {
+            Some(runner) => runner,
+            None => scripts.default_runner(),
+        };
+        let folder = format!("{runner}/bundles/{bundle}");
+        let remote = Remote {
+            link: &link,
+            scripts,
+            runner,
+            folder: &folder,
+            job,
+        };
         let files = self.required_files(bundle, job)?;
-        let folder = format!("{}/bundles/{bundle}", self.runner);
-        let missing = self.find_missing(&link, &folder, &files, job)?;
-        send_files(&link, &folder, &missing, job)?;
-        let script = self.run_script(&folder, files.contains_key(PROMPT));
-        let output = link.run(&script, RUN_LIMIT, job)?;
-        profile::read(&output).map_err(|what| {
+        remote.send_files(&remote.find_missing(&files)?)?;
+        let prompt = (!files.contains_key(PROMPT)).then_some(DEFAULT_PROMPT);
+        let script = scripts.run(runner, &folder, prompt);
+        let output = link.run(scripts, &script, RUN_LIMIT, job)?;
+        let figures = profile::read(&output).map_err(|what| {
             Problem::new(
                 Code::MeasureDevice,
                 format!("{link}: `{bundle}` was not measured: {what}"),
             )
             .help(format!(
-                "on the device, {folder} has the bundle, and kiln-answer.txt the output of \
-                     {RUNNER}; the bundle must be for this chip, and the libraries in {} as new as \
-                     its README requires",
-                self.runner
+                "on the device, {folder} has the bundle, and {ANSWER} the output of {}; the bundle \
+                 must be for this chip, and the libraries in {runner} as new as its README requires",
+                scripts.program()
             ))
+        })?;
+        Ok(DeviceFigures {
+            device: Some(self.device.clone()),
+            driver: profile::driver(&output),
+            figures,
         })
     }
 
@@ -153,26 +176,55 @@ impl Device {
         dialog.insert("max-num-tokens".into(), self.answer_tokens.into());
         serde_json::to_vec(&config).context(Code::MeasureBundle, || format!("serialize {CONFIG}"))
     }
+}
 
+/// The scripts for the shell of a platform.
+fn scripts(platform: Platform) -> &'static dyn Scripts {
+    match platform {
+        Platform::Android => &Posix {
+            default_runner: "/data/local/tmp/genie",
+        },
+        Platform::Linux => &Posix {
+            default_runner: "/opt/genie",
+        },
+        Platform::Windows => &Windows,
+    }
+}
+
+/// The platform of the bundle of stage `bundle`.
+fn platform(bundle: &str, job: &Job) -> Result<Platform> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        platform: Platform,
+    }
+    let name = format!("{bundle}/{METADATA}");
+    let metadata: Metadata = serde_json::from_slice(&job.read(&name)?)
+        .context(Code::MeasureBundle, || format!("read {name}"))?;
+    Ok(metadata.platform)
+}
+
+/// The folder of a bundle on a device.
+struct Remote<'a> {
+    link: &'a Transport,
+    scripts: &'a dyn Scripts,
+    runner: &'a str,
+    folder: &'a str,
+    job: &'a Job<'a>,
+}
+
+impl Remote<'_> {
     /// Those of `files` that are not on the device with the right sha256.
-    fn find_missing<'a>(
+    fn find_missing<'f>(
         &self,
-        link: &Transport,
-        folder: &str,
-        files: &'a BTreeMap<String, DeviceFile>,
-        job: &Job,
-    ) -> Result<Vec<(&'a str, &'a DeviceFile)>> {
-        let names: Vec<String> = files.keys().map(|name| quoted(name)).collect();
-        let script = format!(
-            "if [ ! -x {runner}/{RUNNER} ]; then echo '{NO_RUNNER}'; else\nmkdir -p {folder} && \
-             cd {folder} || exit 1\nrm -f ./*{PART}\nsha256sum -- {names} 2>/dev/null\nfi",
-            runner = quoted(&self.runner),
-            folder = quoted(folder),
-            names = names.join(" "),
-        );
-        let output = link.run(&script, SHORT_LIMIT, job)?;
+        files: &'f BTreeMap<String, DeviceFile>,
+    ) -> Result<Vec<(&'f str, &'f DeviceFile)>> {
+        let names: Vec<&str> = files.keys().map(String::as_str).collect();
+        let script = self.scripts.probe(self.runner, self.folder, &names);
+        let output = self
+            .link
+            .run(self.scripts, &script, SHORT_LIMIT, self.job)?;
         if output.lines().any(|line| line == NO_RUNNER) {
-            return Err(self.no_runner(link));
+            return Err(self.no_runner());
         }
         let sums = parse_sums(&output);
         let mut missing = vec![];
@@ -185,77 +237,47 @@ impl Device {
         Ok(missing)
     }
 
-    /// The script that runs the bundle and samples the process and the battery meanwhile. A process
-    /// that has ended has no `VmHWM`.
-    fn run_script(&self, folder: &str, has_prompt: bool) -> String {
-        let prompt = if has_prompt {
-            format!("--prompt_file {PROMPT}")
-        } else {
-            format!("-p {}", quoted(DEFAULT_PROMPT))
-        };
-        format!(
-            "cd {folder} || exit 1\nrm -f kiln-profile.json kiln-answer.txt\nbattery() {{ for of \
-             in current_now voltage_now status; do\nv=; {{ read -r v < \
-             /sys/class/power_supply/battery/$of; }} 2>/dev/null; printf ' %s' \
-             \"${{v:-?}}\"\ndone; echo; }}\nLD_LIBRARY_PATH={runner} ADSP_LIBRARY_PATH={runner} \
-             {runner}/{RUNNER} -c {LIMITED_CONFIG} {prompt} --profile kiln-profile.json > \
-             kiln-answer.txt 2>&1 < /dev/null &\npid=$!\nwhile grep VmHWM /proc/$pid/status \
-             2>/dev/null; do\nprintf '{battery}'; battery\nsleep 0.5 2>/dev/null || sleep \
-             1\ndone\nwait $pid; code=$?\necho \"{exit} $code\"\nif [ $code = 0 ]; then cat \
-             kiln-profile.json; else tail -c 2000 kiln-answer.txt; fi\necho",
-            folder = quoted(folder),
-            runner = quoted(&self.runner),
-            battery = profile::BATTERY,
-            exit = profile::EXIT,
-        )
-    }
-
-    fn no_runner(&self, link: &Transport) -> Problem {
-        let Device { runner, .. } = self;
+    fn no_runner(&self) -> Problem {
+        let (link, runner, program) = (self.link, self.runner, self.scripts.program());
         Problem::new(
             Code::ToolMissing,
-            format!("{link} has no program {runner}/{RUNNER} that may be run"),
+            format!("{link} has no program {runner}/{program} that may be run"),
         )
         .help(format!(
-            "put {RUNNER} and the libraries that the bundle's README.md names into {runner} on \
-             the device, and `chmod +x` the program; they come with Qualcomm's QAIRT SDK, which \
-             kiln may not redistribute. If they are elsewhere, set `runner = \"/...\"`"
+            "put {program} and the libraries that the bundle's README.md names into {runner} on \
+             the device, and let the program be executed; they come with Qualcomm's QAIRT SDK, \
+             which kiln may not redistribute. If they are elsewhere, set `runner = \"/...\"`"
         ))
     }
-}
 
-/// Sends `files` to `folder`. Each gets its final name after the device has checked its sha256.
-fn send_files(
-    link: &Transport,
-    folder: &str,
-    files: &[(&str, &DeviceFile)],
-    job: &Job,
-) -> Result<()> {
-    let total = files.iter().map(|(_, file)| file.bytes).sum();
-    let mut done = 0;
-    for (name, file) in files {
-        job.progress(done, total, "B");
-        let part = format!("{name}{PART}");
-        link.send(&file.local, file.bytes, &format!("{folder}/{part}"), job)?;
-        let script = format!(
-            "cd {folder} || exit 1\ncase \"$(sha256sum {part})\" in {sum}*) mv -f {part} {name} \
-             && echo '{COMPLETE}';; esac",
-            folder = quoted(folder),
-            part = quoted(&part),
-            name = quoted(name),
-            sum = quoted(&file.sha256),
-        );
-        let output = link.run(&script, SHORT_LIMIT, job)?;
-        if !output.lines().any(|line| line == COMPLETE) {
-            return Err(Problem::new(
-                Code::MeasureDevice,
-                format!("{link}: {folder}/{name} did not arrive as it was sent"),
-            )
-            .help("run the same command again; its disk may be full (`df` in its shell)"));
+    /// Sends `files`. Each gets its final name after the device has checked its sha256.
+    fn send_files(&self, files: &[(&str, &DeviceFile)]) -> Result<()> {
+        let Remote {
+            link,
+            scripts,
+            folder,
+            job,
+            ..
+        } = *self;
+        let total = files.iter().map(|(_, file)| file.bytes).sum();
+        let mut done = 0;
+        for (name, file) in files {
+            job.progress(done, total, "B");
+            let remote = format!("{folder}/{name}{PART}");
+            link.send(scripts, &file.local, file.bytes, &remote, job)?;
+            let script = scripts.accept(folder, name, &file.sha256);
+            let output = link.run(scripts, &script, SHORT_LIMIT, job)?;
+            if !output.lines().any(|line| line == COMPLETE) {
+                return Err(Problem::new(
+                    Code::MeasureDevice,
+                    format!("{link}: {folder}/{name} did not arrive as it was sent"),
+                )
+                .help("run the same command again; its disk may be full"));
+            }
+            done += file.bytes;
         }
-        done += file.bytes;
+        Ok(())
     }
-    Ok(())
 }
 
 /// The sha256 of each file, by name, from the output of `sha256sum`.

@@ -12,6 +12,10 @@ const PLAUSIBLE_W: std::ops::Range<f64> = 0.1..100.0;
 
 /// Prefix of each sample of the battery.
 pub(super) const BATTERY: &str = "kiln battery";
+/// Prefix of each sample of the battery before the run.
+pub(super) const IDLE: &str = "kiln idle";
+/// Prefix of the version of Windows' own driver of the NPU.
+pub(super) const DRIVER: &str = "kiln driver";
 /// Prefix of the program's exit code.
 pub(super) const EXIT: &str = "kiln exit";
 
@@ -37,6 +41,15 @@ pub(super) fn read(output: &str) -> Result<Figures, String> {
     figures.peak_memory_bytes = Figure(peak_memory_bytes(samples));
     figures.power_w = Figure(power_w(samples));
     Ok(figures)
+}
+
+/// The version of Windows' own driver of the NPU, with which QNN's libraries may load binaries.
+pub(super) fn driver(output: &str) -> Option<String> {
+    let mut lines = output.lines();
+    let version = lines.find_map(|line| line.strip_prefix(DRIVER))?.trim();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._- ".contains(c);
+    (!version.is_empty() && version.len() <= 100 && version.chars().all(is_plain))
+        .then(|| version.into())
 }
 
 /// The part of the output of `genie-t2t-run --profile` that is read.
@@ -118,12 +131,22 @@ fn peak_memory_bytes(samples: &str) -> Option<f64> {
     Some(f64::from(*peak) * 1024.0)
 }
 
-/// The mean power. `None` while the battery is being charged: its current is then not that of the
-/// device.
+/// The mean power during the run, less the mean before it if there are samples of that: a laptop
+/// draws more than the model does. `None` while the battery is being charged: its current is then
+/// not that of the device.
 fn power_w(samples: &str) -> Option<f64> {
+    let mut power = mean_w(samples, BATTERY)?;
+    if samples.lines().any(|line| line.starts_with(IDLE)) {
+        power -= mean_w(samples, IDLE)?;
+    }
+    PLAUSIBLE_W.contains(&power).then_some(power)
+}
+
+/// The mean of the samples with a prefix.
+fn mean_w(samples: &str, prefix: &str) -> Option<f64> {
     let mut watts = vec![];
     for line in samples.lines() {
-        let Some(sample) = line.strip_prefix(BATTERY) else {
+        let Some(sample) = line.strip_prefix(prefix) else {
             continue;
         };
         let mut words = sample.split_whitespace();
@@ -138,10 +161,7 @@ fn power_w(samples: &str) -> Option<f64> {
         watts.push(f64::from(amperes.unsigned_abs()) * 1e-6 * f64::from(volts) * 1e-6);
     }
     let mean = watts.iter().sum::<f64>() / watts.len() as f64;
-    if PLAUSIBLE_W.contains(&mean) {
-        return Some(mean);
-    }
-    None
+    mean.is_finite().then_some(mean)
 }
 
 #[cfg(test)]
@@ -169,8 +189,12 @@ mod tests {
         let samples = "kiln battery -1000000 4000000 Discharging\nVmHWM: 1 kB\nkiln battery \
                        500000 4000000 Discharging";
         assert_eq!(power_w(samples), Some(3.0));
+        let idle = "kiln idle -500000 4000000 Discharging\n";
+        assert_eq!(power_w(&format!("{idle}{samples}")), Some(1.0));
         for nothing in [
             "",
+            "kiln idle 1000000 4000000 Discharging",
+            "kiln idle ? ? ?\nkiln battery 1000000 4000000 Discharging",
             "kiln battery -1000000 4000000 Charging",
             "kiln battery 0 4000000 Not charging",
             "kiln battery ? ? ?",
@@ -178,6 +202,15 @@ mod tests {
             "kiln battery 1000000 4000000 Discharging\nkiln battery 1000000 4000000 Full",
         ] {
             assert_eq!(power_w(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn the_driver_has_a_plain_version() {
+        let driver = |text: &str| driver(&format!("VmHWM: 1 kB\n{text}\nkiln exit 0\n"));
+        assert_eq!(driver("kiln driver 1.0.3510.0"), Some("1.0.3510.0".into()));
+        for bad in ["", "kiln driver ", "kiln driver \x1b[2J"] {
+            assert_eq!(driver(bad), None, "{bad}");
         }
     }
 

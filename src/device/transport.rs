@@ -1,7 +1,7 @@
 //! Connections to a device: Android's `adb`, or `ssh`.
 //!
-//! Programs are called without a shell of this machine. The device's shell gets one quoted script,
-//! which prints a marker at its end.
+//! Programs are called without a shell of this machine. The device's shell gets one command line
+//! with a script, which prints a marker at its end.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use super::scripts::Scripts;
 use crate::action::Job;
 use crate::base::{Code, Context, Problem, Result, duration, quoted, tail};
 
@@ -28,6 +29,16 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const SEND_LIMIT: Duration = Duration::from_secs(60);
 /// The slowest wireless connection that is supported.
 const SEND_BYTES_PER_SECOND: u64 = 500_000;
+
+/// No prompt for a password, and detection of a dead connection.
+const SSH_OPTIONS: [&str; 6] = [
+    "-o",
+    "BatchMode=yes",
+    "-o",
+    "ConnectTimeout=20",
+    "-o",
+    "ServerAliveInterval=15",
+];
 
 /// The form of a device's name. It has no special characters of a shell, and cannot be an option.
 const NAME: &str =
@@ -59,10 +70,16 @@ impl Transport {
         Ok(transport(name.into()))
     }
 
-    /// Runs `script` in the device's shell and returns its output.
-    pub fn run(&self, script: &str, limit: Duration, job: &Job) -> Result<String> {
-        let script = format!("sh -c {}", quoted(&format!("{script}\necho '{END}'")));
-        let output = self.call(self.shell(&script), Stdio::null(), limit, job)?;
+    /// Runs `script` on the device, in the language of `scripts`, and returns its output.
+    pub(super) fn run(
+        &self,
+        scripts: &dyn Scripts,
+        script: &str,
+        limit: Duration,
+        job: &Job,
+    ) -> Result<String> {
+        let line = scripts.command_line(&format!("{script}\necho '{END}'"))?;
+        let output = self.call(self.shell(&line), Stdio::null(), limit, job)?;
         match output.stdout.trim_end().strip_suffix(END) {
             Some(stdout) if output.status.success() => Ok(stdout.into()),
             _ => Err(self.broken("a command did not complete", &output)),
@@ -70,9 +87,23 @@ impl Transport {
     }
 
     /// Copies the file `local`, which has `bytes` bytes, to `remote` on the device.
-    pub fn send(&self, local: &Path, bytes: u64, remote: &str, job: &Job) -> Result<()> {
+    pub(super) fn send(
+        &self,
+        scripts: &dyn Scripts,
+        local: &Path,
+        bytes: u64,
+        remote: &str,
+        job: &Job,
+    ) -> Result<()> {
         let limit = SEND_LIMIT + Duration::from_secs(bytes / SEND_BYTES_PER_SECOND);
         let output = match self {
+            Transport::Ssh(host) if !scripts.has_cat() => {
+                let mut command = Command::new("scp");
+                // By SFTP, which has no shell at the other end.
+                command.args(["-s", "-q"]).args(SSH_OPTIONS).arg("--");
+                command.arg(local).arg(format!("{host}:{remote}"));
+                self.call(command, Stdio::null(), limit, job)?
+            }
             Transport::Adb(serial) => {
                 let mut command = Command::new("adb");
                 command.args(["-s", serial, "push"]).arg(local).arg(remote);
@@ -106,17 +137,7 @@ impl Transport {
             }
             Transport::Ssh(host) => {
                 let mut command = Command::new("ssh");
-                // Without a prompt for a password, and with detection of a dead connection.
-                command.args([
-                    "-o",
-                    "BatchMode=yes",
-                    "-o",
-                    "ConnectTimeout=20",
-                    "-o",
-                    "ServerAliveInterval=15",
-                    "--",
-                ]);
-                command.args([host, script]);
+                command.args(SSH_OPTIONS).args(["--", host, script]);
                 command
             }
         }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::common::{
-    self, COMMON, KEEP, KIND, MAX_RETRIES, MAX_TIMEOUT_HOURS, OPTIONAL, RETRIES, TIMEOUT, items,
-    spec_of, strings,
+    self, COMMON, KEEP, KIND, MAX_RETRIES, MAX_TIMEOUT_HOURS, OPTIONAL, RETRIES, SDK, TIMEOUT,
+    items, spec_of, strings,
 };
 use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
@@ -378,7 +378,7 @@ impl<'a> Checker<'a> {
             );
         }
         // A tool without a source was reported already.
-        if self.stage.is_tool() && !params.contains_key("url") {
+        if self.stage.is_tool() && !params.contains_key("url") && !params.contains_key(SDK) {
             misspelled.push("url".into());
         }
         misspelled.retain(|key| !params.contains_key(key));

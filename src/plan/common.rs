@@ -20,7 +20,12 @@ pub(super) const RETRIES: &str = "retries";
 /// Whether it is built only if the call names it, or a stage that depends on it.
 pub(super) const OPTIONAL: &str = "optional";
 
-/// All of them.
+/// The key of a tool with the folder of an SDK.
+pub(super) const SDK: &str = "sdk";
+/// The kind of stages that run programs of this machine.
+pub(super) const COMMAND: &str = "command";
+
+/// All keys that a stage of any kind may have.
 pub(super) const COMMON: [&str; 6] = [KIND, KEEP, ACROSS, TIMEOUT, RETRIES, OPTIONAL];
 
 /// Cap on `timeout`: longer than any action, and short enough for every clock.

@@ -1,6 +1,7 @@
 //! Parses the tables of a plan into a draft: its name, and its stages and tools with every
 //! `${name}` filled in.
 
+use super::common::SDK;
 use super::matrix::{MAX_STAGES, Matrix, StageTable};
 use super::merge::{Tables, merge};
 use super::source::{Entry, Node, Span, Table, Tree};
@@ -79,7 +80,7 @@ pub(super) fn parse(
     let mut vars = Vars::read(&tables, map, sets, problems);
     let mut parser = Parser { map, problems };
     let draft = parser.parse(tables, &mut vars, registry);
-    problems.extend(vars.unused());
+    problems.extend(vars.problems());
     draft
 }
 
@@ -278,7 +279,7 @@ impl Parser<'_> {
 
     /// The implicit stage of a tool: a `fetch` that unpacks an archive.
     fn tool(&mut self, entry: &Entry) -> Option<DraftStage> {
-        const KEYS: [&str; 5] = ["pypi", "url", "sha256", "timeout", "retries"];
+        const KEYS: [&str; 6] = ["pypi", "url", SDK, "sha256", "timeout", "retries"];
         self.check_name(&entry.key, "tool", &entry.key_span);
         let source = self.expect_table(entry)?;
         self.check_tool_source(entry, source);
@@ -300,10 +301,11 @@ impl Parser<'_> {
             }
             table.entries.push(param);
         }
-        for (key, tree) in [
-            ("kind", Tree::String("fetch".into())),
-            ("unpack", Tree::Bool(true)),
-        ] {
+        let mut added = vec![("kind", Tree::String("fetch".into()))];
+        if source.get(SDK).is_none() {
+            added.push(("unpack", Tree::Bool(true)));
+        }
+        for (key, tree) in added {
             let span = entry.key_span.clone();
             table.entries.push(Entry {
                 key: key.into(),
@@ -322,20 +324,22 @@ impl Parser<'_> {
         })
     }
 
-    /// A tool has either `pypi` or `url`.
+    /// A tool has one of `pypi`, `url` and `sdk`.
     fn check_tool_source(&mut self, entry: &Entry, table: &Table) {
         let name = &entry.key;
-        let (message, help) = match (table.get("pypi"), table.get("url")) {
-            (Some(_), Some(_)) => (
-                format!("the tool `{name}` has both `pypi` and `url`"),
+        let mut sources = vec!["pypi", "url", SDK];
+        sources.retain(|key| table.get(key).is_some());
+        let (message, help) = match sources[..] {
+            [_] => return,
+            [] => (
+                format!("the tool `{name}` needs `pypi`, `url` or `{SDK}`"),
+                "for example `pypi = \"onnxruntime==1.32.0\"`, `url` with the address of a wheel, \
+                 or `sdk` with the folder of Qualcomm's SDK",
+            ),
+            [first, second, ..] => (
+                format!("the tool `{name}` has both `{first}` and `{second}`"),
                 "remove one of them",
             ),
-            (None, None) => (
-                format!("the tool `{name}` needs either `pypi` or `url`"),
-                "for example `pypi = \"onnxruntime==1.32.0\"`, or `url` with the address of a \
-                 wheel",
-            ),
-            _ => return,
         };
         self.problem(
             Code::PlanToolSource,

@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::common::{ACROSS, KEEP, KIND, MAX_RETRIES, OPTIONAL, RETRIES, TIMEOUT, TIMEOUT_PATTERN};
+use super::common::{
+    ACROSS, KEEP, KIND, MAX_RETRIES, OPTIONAL, RETRIES, SDK, TIMEOUT, TIMEOUT_PATTERN,
+};
 use super::words::NAME_PATTERN;
 use crate::action::{InputSpec, Registry, Stage};
 
@@ -91,11 +93,12 @@ fn tool() -> Value {
         "properties": {
             "pypi": { "description": "PACKAGE==VERSION", "type": "string" },
             "url": { "description": "The address of a wheel.", "type": "string" },
+            SDK: { "description": "The folder of an unpacked SDK of Qualcomm.", "type": "string" },
             "sha256": { "description": "64 hexadecimal digits, of the wheel.", "type": "string" },
             "timeout": timeout(),
             "retries": retries()
         },
-        "oneOf": [{ "required": ["pypi"] }, { "required": ["url"] }]
+        "oneOf": [{ "required": ["pypi"] }, { "required": ["url"] }, { "required": [SDK] }]
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::common::{COMMAND, KIND, SDK};
 use super::merge::Tables;
 use super::source::{Entry, Node, Span, Tree};
 use super::source_map::SourceMap;
@@ -28,8 +29,19 @@ pub(super) struct Vars {
     is_axis_set: bool,
     /// Variables and axes whose definition is invalid.
     invalid: Vec<String>,
+    /// Variables of the environment that are used and not set.
+    missing: Vec<Problem>,
     /// Total length of the strings that were filled in so far.
     filled_bytes: usize,
+}
+
+/// Where the values of names come from, besides `[vars]`.
+#[derive(Clone, Copy)]
+struct Sources<'a> {
+    /// The coordinates of the instance, for axes.
+    coordinates: &'a Coordinates,
+    /// Whether names in capital letters are variables of the environment.
+    takes_environment: bool,
 }
 
 struct Var {
@@ -210,15 +222,35 @@ impl Vars {
         map: &SourceMap,
         problems: &mut Vec<Problem>,
     ) {
+        self.fill_from(
+            Sources {
+                coordinates,
+                takes_environment: takes_environment(node),
+            },
+            node,
+            map,
+            problems,
+        );
+    }
+
+    fn fill_from(
+        &mut self,
+        sources: Sources,
+        node: &mut Node,
+        map: &SourceMap,
+        problems: &mut Vec<Problem>,
+    ) {
         match &mut node.tree {
             Tree::List(items) => {
                 for item in items {
-                    self.fill(item, coordinates, map, problems);
+                    self.fill_from(sources, item, map, problems);
                 }
             }
             Tree::Table(table) => {
                 for entry in &mut table.entries {
-                    self.fill(&mut entry.node, coordinates, map, problems);
+                    let mut sources = sources;
+                    sources.takes_environment |= entry.key == SDK;
+                    self.fill_from(sources, &mut entry.node, map, problems);
                 }
             }
             Tree::String(string) => {
@@ -229,7 +261,7 @@ impl Vars {
                     Some(at) => node.span.start + at..node.span.start + at + text.len(),
                     None => node.span.clone(),
                 };
-                match self.substitute(string, coordinates, &place) {
+                match self.substitute(string, sources, &place) {
                     Ok(tree) => node.tree = tree,
                     Err(problem) => problems.push(problem),
                 }
@@ -243,12 +275,12 @@ impl Vars {
     fn substitute(
         &mut self,
         string: &str,
-        coordinates: &Coordinates,
+        sources: Sources,
         place: &dyn Fn(&str) -> Span,
     ) -> Result<Tree, Problem> {
         let pieces = pieces(string);
         if let [Piece::Name(name)] = pieces.as_slice() {
-            let value = self.value(name, coordinates);
+            let value = self.value_at(name, sources, place);
             let filled = value.and_then(|value| self.count_filled(value));
             return filled.map_err(|problem| problem.at(place(&format!("${{{name}}}")), "here"));
         }
@@ -264,7 +296,7 @@ impl Vars {
             match piece {
                 Piece::Text(text) => out.push_str(text),
                 Piece::Name(name) => {
-                    match self.value(name, coordinates) {
+                    match self.value_at(name, sources, place) {
                         Ok(value) => out.push_str(&value.text().unwrap_or_default()),
                         Err(problem) => {
                             return Err(problem.at(place(&format!("${{{name}}}")), "here"));
@@ -301,8 +333,38 @@ impl Vars {
             .help("put a long text into a file, and `fetch` it"))
     }
 
-    /// The value of a variable, or of an axis at `coordinates`. Marks it as used.
-    fn value(&mut self, name: &str, coordinates: &Coordinates) -> Result<Tree, Problem> {
+    /// The value of a name: of a variable of the environment where such are taken, otherwise of a
+    /// variable or an axis. A missing variable of the environment is reported once, and stands for
+    /// some path meanwhile.
+    fn value_at(
+        &mut self,
+        name: &str,
+        sources: Sources,
+        place: &dyn Fn(&str) -> Span,
+    ) -> Result<Tree, Problem> {
+        let is_known = self.names().contains(&name);
+        if is_known || !sources.takes_environment || !is_environment_name(name) {
+            return self.value(name, sources);
+        }
+        if let Ok(value) = std::env::var(name)
+            && !value.is_empty()
+        {
+            return Ok(Tree::String(value));
+        }
+        if !self.invalid.iter().any(|invalid| invalid == name) {
+            self.invalid.push(name.into());
+            let message = format!("the environment variable `{name}` is not set");
+            self.missing.push(
+                Problem::new(Code::PlanVariable, message)
+                    .at(place(&format!("${{{name}}}")), "here")
+                    .help(format!("set it: `export {name}=/path/to/it`")),
+            );
+        }
+        Ok(Tree::String(format!("/{name}")))
+    }
+
+    /// The value of a variable or an axis. Marks it as used.
+    fn value(&mut self, name: &str, sources: Sources) -> Result<Tree, Problem> {
         if let Some(var) = self.vars.iter_mut().find(|var| var.name == name) {
             var.used = true;
             return Ok(var.value.clone());
@@ -311,7 +373,7 @@ impl Vars {
         if let Some(index) = index {
             let axis = &mut self.axes[index];
             axis.used = true;
-            if let Some(at) = coordinates.get(&index)
+            if let Some(at) = sources.coordinates.get(&index)
                 && let Some(value) = axis.values.get(*at)
             {
                 return Ok(value.clone());
@@ -333,9 +395,10 @@ impl Vars {
         )))
     }
 
-    /// A problem for each variable and axis that is not used.
-    pub(super) fn unused(self) -> Vec<Problem> {
-        let mut problems = vec![];
+    /// A problem for each variable and axis that is not used, and each variable of the environment
+    /// that is missing.
+    pub(super) fn problems(self) -> Vec<Problem> {
+        let mut problems = self.missing;
         for var in self.vars {
             if !var.used {
                 problems.push(unused("variable", &var.name, var.at));
@@ -357,6 +420,25 @@ fn unused(what: &str, name: &str, at: Span) -> Problem {
         .help(format!(
             "write `${{{name}}}` where it belongs, or remove it"
         ))
+}
+
+/// Whether `stage` is one of the kind `command`, which runs programs of this machine.
+fn takes_environment(stage: &Node) -> bool {
+    match &stage.tree {
+        Tree::Table(table) => {
+            let kind = table.get(KIND).and_then(|entry| entry.node.string());
+            kind == Some(COMMAND)
+        }
+        _ => false,
+    }
+}
+
+/// Whether `name` is written like the variables of an environment: `QNN_SDK_ROOT`.
+fn is_environment_name(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_uppercase())
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'))
 }
 
 /// `text` as a value of the type of `old`, if it is one.

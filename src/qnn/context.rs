@@ -8,8 +8,8 @@ use std::ptr::null_mut;
 use std::rc::Rc;
 
 use super::library::{c_string, check, non_null, open, owned, slot};
-use super::tensors::{GraphInfo, TensorInfo};
 use super::release::Release;
+use super::tensors::{GraphInfo, TensorInfo};
 use super::{Soc, ffi, log};
 use crate::base::{Code, Problem, Result};
 

@@ -70,6 +70,24 @@ pub struct Dialog {
     tokenizer: Handle,
 }
 
+/// Checks the text of a `genie_config.json` with `folder/libGenie.so`, which knows what a
+/// configuration may contain. Must be called in a child process.
+pub fn check_config(folder: &Path, config: &str) -> Result<()> {
+    let functions = Functions::load(folder)?;
+    let text = c_string(config)?;
+    let mut handle = null_mut();
+    // SAFETY: a C string in, a handle out.
+    let status = unsafe { (functions.config_from_json)(text.as_ptr(), &mut handle) };
+    check(status, "read the configuration of the bundle").map_err(|problem| {
+        problem.help(
+            "the libGenie of this release does not take a value in it; a `grammar` needs QNN 2.48",
+        )
+    })?;
+    // SAFETY: the handle is the library's, and is freed once.
+    unsafe { (functions.config_free)(non_null(handle, "configuration")?) };
+    Ok(())
+}
+
 impl Dialog {
     /// Loads the bundle of `config`, the text of a `genie_config.json`, with `folder/libGenie.so`.
     /// Must be called in a child process, because libGenie ends the process on some errors.

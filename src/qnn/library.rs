@@ -7,7 +7,7 @@ use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-use super::release::Release;
+use super::release::{Release, how_to_get};
 use super::{ffi, log};
 use crate::base::{Code, Problem, Result};
 
@@ -66,7 +66,7 @@ pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
 }
 
 fn unusable(message: String) -> Problem {
-    Problem::new(Code::ToolMissing, message).help(Release::how_to_get())
+    Problem::new(Code::ToolMissing, message).help(how_to_get())
 }
 
 /// Opens `folder/file` and copies its provider. Functions that the release does not have are absent
@@ -100,7 +100,12 @@ pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<(T, &'stati
         return Err(unusable(format!("{} has a null provider", path.display())));
     }
     // SAFETY: every provider has a version there, whatever its size.
-    let found = unsafe { provider.byte_add(T::VERSION_AT).cast::<ffi::Version>().read() };
+    let found = unsafe {
+        provider
+            .byte_add(T::VERSION_AT)
+            .cast::<ffi::Version>()
+            .read()
+    };
     for release in Release::all() {
         let (api, slots) = T::in_release(release);
         if api == (found.major, found.minor) {
@@ -139,7 +144,7 @@ pub(super) fn slot<F>(function: Option<F>, name: &str) -> Result<F> {
             Code::QnnNoFunction,
             format!("this release of QNN does not have {name}"),
         )
-        .help(Release::how_to_get())),
+        .help(how_to_get())),
     }
 }
 

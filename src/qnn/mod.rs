@@ -21,13 +21,14 @@ mod tensors;
 
 pub use canonical::without_time;
 pub use context::{Backend, Context};
-pub use genie::Dialog;
+pub use genie::{Dialog, check_config};
 pub use graph::{GraphOptions, HtpGraph};
 pub use ir::{
     DataType, DeviceGraph, Encoding, Node, Param, Source, StaticData, Tensor, TensorId, TensorKind,
 };
 pub use profile::{Bounded, Estimate};
 pub use proof::{DeviceEncoding, DeviceUse, LinearIo, Proof, prove, relative_rms_error};
+pub use release::{how_to_get, release_in_wheel};
 pub use simulator::Simulator;
 pub use soc::{Chip, Numbers, Soc};
 pub use system::{BinaryInfo, Dlc, System};

@@ -17,50 +17,86 @@ pub(super) struct Release {
     pub system_slots: usize,
     /// Whether RmsNorm may lack its third input, `beta`.
     pub beta_is_optional: bool,
+    /// Whether the graphs that it composes of DLCs run. Those of QNN 2.50 fail with error 1100 on
+    /// the simulator, though the same graphs run without a DLC.
+    pub composes_dlcs: bool,
 }
+
+/// The newest release.
+const NEWEST: Release = Release {
+    qnn: "2.51",
+    wheel: "2.7.0",
+    core_api: (2, 40),
+    system_api: (1, 15),
+    backend_slots: 75,
+    system_slots: 90,
+    beta_is_optional: true,
+    composes_dlcs: true,
+};
 
 /// The releases, oldest first. All have the same tensors, operations, encodings, options and
 /// descriptions of binaries (compared by running them).
 static RELEASES: [Release; 5] = [
-    release("2.47", "2.3.0", (2, 36), (1, 11), 72, 26, false),
-    release("2.48", "2.4.0", (2, 37), (1, 12), 72, 27, false),
-    release("2.49", "2.5.0", (2, 38), (1, 13), 72, 88, true),
-    release("2.50", "2.6.0", (2, 39), (1, 14), 75, 89, true),
-    release("2.51", "2.7.0", (2, 40), (1, 15), 75, 90, true),
-];
-
-const fn release(
-    qnn: &'static str,
-    wheel: &'static str,
-    core_api: (u32, u32),
-    system_api: (u32, u32),
-    backend_slots: usize,
-    system_slots: usize,
-    beta_is_optional: bool,
-) -> Release {
     Release {
-        qnn,
-        wheel,
-        core_api,
-        system_api,
-        backend_slots,
-        system_slots,
-        beta_is_optional,
-    }
-}
+        qnn: "2.47",
+        wheel: "2.3.0",
+        core_api: (2, 36),
+        system_api: (1, 11),
+        backend_slots: 72,
+        system_slots: 26,
+        beta_is_optional: false,
+        composes_dlcs: false,
+    },
+    Release {
+        qnn: "2.48",
+        wheel: "2.4.0",
+        core_api: (2, 37),
+        system_api: (1, 12),
+        backend_slots: 72,
+        system_slots: 27,
+        beta_is_optional: false,
+        composes_dlcs: false,
+    },
+    Release {
+        qnn: "2.49",
+        wheel: "2.5.0",
+        core_api: (2, 38),
+        system_api: (1, 13),
+        backend_slots: 72,
+        system_slots: 88,
+        ..NEWEST
+    },
+    Release {
+        qnn: "2.50",
+        wheel: "2.6.0",
+        core_api: (2, 39),
+        system_api: (1, 14),
+        system_slots: 89,
+        composes_dlcs: false,
+        ..NEWEST
+    },
+    NEWEST,
+];
 
 impl Release {
     /// All, oldest first.
     pub(super) fn all() -> &'static [Release] {
         &RELEASES
     }
+}
 
-    /// How a user gets the newest one.
-    pub(super) fn how_to_get() -> String {
-        let [oldest, .., newest] = &RELEASES;
-        format!(
-            "pin `onnxruntime-qnn=={}` (QNN {}) in [tools]; versions from {} (QNN {}) work",
-            newest.wheel, newest.qnn, oldest.wheel, oldest.qnn
-        )
-    }
+/// The release of QNN in a wheel `onnxruntime-qnn`, by the version of the wheel. Devices need this
+/// release or a later one to run what it compiles.
+pub fn release_in_wheel(version: &str) -> Option<&'static str> {
+    let release = RELEASES.iter().find(|release| release.wheel == version)?;
+    Some(release.qnn)
+}
+
+/// How a user gets a release that kiln knows.
+pub fn how_to_get() -> String {
+    let [oldest, .., newest] = &RELEASES;
+    format!(
+        "pin `onnxruntime-qnn=={}` (QNN {}) in [tools]; versions from {} (QNN {}) work",
+        newest.wheel, newest.qnn, oldest.wheel, oldest.qnn
+    )
 }

@@ -156,8 +156,9 @@ impl Soc {
                     return Ok(chip.into());
                 }
                 // One typing error. A larger distance is another family of chips.
-                if near.is_none() && strsim::osa_distance(known, &lower) <= 1 {
-                    near = Some(known);
+                let distance = strsim::osa_distance(known, &lower);
+                if distance <= 1 && near.is_none_or(|(least, _)| distance < least) {
+                    near = Some((distance, known));
                 }
             }
         }
@@ -167,10 +168,12 @@ impl Soc {
         Err(unknown(
             name,
             match near {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => "the section `context-bin` of docs/plan-format.md has a table of them, and \
+                Some((_, near)) => format!("did you mean `{near}`?"),
+                None => {
+                    "the section `context-bin` of docs/plan-format.md has a table of them, and \
                          `soc-N` is the chip whose `socModel` is N"
-                    .into(),
+                        .into()
+                }
             },
         ))
     }
@@ -210,7 +213,6 @@ impl Soc {
              codes",
         ))
     }
-
 }
 
 impl From<&'static Chip> for Soc {
@@ -288,10 +290,7 @@ mod tests {
 
     #[test]
     fn a_chip_may_be_given_by_its_number() {
-        assert_eq!(
-            Soc::named("soc-57").unwrap(),
-            Soc::named("sm8650").unwrap()
-        );
+        assert_eq!(Soc::named("soc-57").unwrap(), Soc::named("sm8650").unwrap());
         let soc = Soc::named("soc-4000").unwrap();
         assert_eq!((soc.model, soc.name().as_ref()), (4000, "soc-4000"));
         assert!(soc.has_f16() && soc.computes_with(Numbers::Blocks));

@@ -290,6 +290,14 @@ impl Dlc<'_> {
     /// Composes and finalizes graph `name` in `context`, on the HTP.
     pub fn compose(&self, context: &Context, name: &str, options: HtpGraph) -> Result<()> {
         let compose = slot(self.system.table.dlc_compose, "systemDlcComposeGraphs")?;
+        let release = context.backend.release;
+        if !release.composes_dlcs {
+            let message = format!("QNN {} does not compile DLCs right", release.qnn);
+            return Err(Problem::new(Code::QnnNoFunction, message).help(
+                "give `context-bin` the `graph` itself, or pin onnxruntime-qnn 2.5.0 (QNN 2.49) or \
+                 2.7.0 (QNN 2.51)",
+            ));
+        }
         let c_name = c_string(name)?;
         let options = GraphOptions::Htp(options).raw();
         let configs = options.configs();
@@ -309,7 +317,12 @@ impl Dlc<'_> {
             } else {
                 let compose: ffi::DlcCompose<ffi::Interface72> = std::mem::transmute(compose);
                 let whole = &raw const backend.interface;
-                self.call_compose(compose, whole.cast::<ffi::Interface72>().read(), context, &config)
+                self.call_compose(
+                    compose,
+                    whole.cast::<ffi::Interface72>().read(),
+                    context,
+                    &config,
+                )
             }
         };
         check(code, || {

@@ -173,6 +173,9 @@ fn write_device(
     if let (Some(prompt), Some(answer)) = (figures.prompt_tokens.0, figures.answer_tokens.0) {
         write!(f, ", a prompt of {prompt} tokens, an answer of {answer}")?;
     }
+    if let Some(driver) = &device.found.driver {
+        write!(f, ", NPU driver {driver}")?;
+    }
     writeln!(f)?;
     for row in rows(figures, &device.limits) {
         let found = match row.found.0 {

@@ -395,7 +395,9 @@ fn check_chip(info: &BinaryInfo, soc: Soc) -> Result<()> {
     }
     if let Some(chip) = soc.chip {
         if info.arch != Some(chip.arch) {
-            let found = info.arch.map_or("an unknown HTP".into(), |arch| format!("v{arch}"));
+            let found = info
+                .arch
+                .map_or("an unknown HTP".into(), |arch| format!("v{arch}"));
             wrong.push(format!("for {found}, not v{}", chip.arch));
         }
         for graph in &info.graphs {

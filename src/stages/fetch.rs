@@ -9,13 +9,14 @@ mod parts;
 mod pip;
 mod proxy;
 mod received;
+mod sdk;
 mod sniff;
 mod source;
 mod trust;
 mod url;
 mod wheel;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -66,6 +67,10 @@ pub struct Params {
     /// Output every shared library inside a wheel instead of the wheel.
     #[serde(default)]
     unpack: bool,
+    /// Instead of `url`: the folder of an installed SDK of Qualcomm, whose libraries are output. Not
+    /// part of the cache key; the digests of the libraries are.
+    #[serde(default)]
+    sdk: Option<String>,
     /// For a `file:` without `sha256`: take the file as it is, and read it again when it changes.
     #[serde(default)]
     tracked: bool,
@@ -83,6 +88,9 @@ pub struct Target {
     /// The digest of a tracked file, as the engine found it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tracked: Option<Digest>,
+    /// The libraries of an SDK, as the engine found them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    libraries: BTreeMap<String, Digest>,
 }
 
 impl TypedStage for Fetch {
@@ -94,7 +102,7 @@ impl TypedStage for Fetch {
         summary: "one file from outside, pinned by its SHA-256",
         output: "file",
         inputs: &[],
-        params: &["url", "parts", "name", "sha256", "unpack", "tracked"],
+        params: &["url", "parts", "name", "sha256", "unpack", "sdk", "tracked"],
         keyed: &[],
         reaches_outside: true,
         measures: false,
@@ -102,25 +110,31 @@ impl TypedStage for Fetch {
 
     fn check(params: &Params, _given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
-        match (&params.url, &params.parts) {
-            (Some(url), None) => problems.extend(params.check_url(url)),
-            (None, Some(parts)) => problems.extend(params.check_parts(parts)),
-            (Some(_), Some(_)) => {
-                problems.push(at(
-                    "parts",
-                    wrong(
-                        "`url` and `parts` exclude each other",
-                        "leave one of them out",
-                    ),
-                ));
-            }
-            (None, None) => problems.push(at(
+        match (&params.url, &params.parts, &params.sdk) {
+            (Some(url), None, None) => problems.extend(params.check_url(url)),
+            (None, Some(parts), None) => problems.extend(params.check_parts(parts)),
+            (None, None, Some(sdk)) => problems.extend(params.check_sdk(sdk)),
+            (None, None, None) => problems.push(at(
                 "",
                 wrong(
                     "neither `url` nor `parts` says where to fetch from",
                     "give one of them",
                 ),
             )),
+            (url, parts, _) => {
+                let (first, second) = match (url, parts) {
+                    (Some(_), Some(_)) => ("url", "parts"),
+                    (Some(_), None) => ("url", "sdk"),
+                    _ => ("parts", "sdk"),
+                };
+                problems.push(at(
+                    second,
+                    wrong(
+                        &format!("`{first}` and `{second}` exclude each other"),
+                        "leave one of them out",
+                    ),
+                ));
+            }
         }
         if !params.sha256.is_empty() && !is_sha256(&params.sha256) {
             let message = format!("`{}` is not a sha256: 64 hexadecimal digits", params.sha256);
@@ -134,6 +148,9 @@ impl TypedStage for Fetch {
     }
 
     fn files(params: &Params) -> Result<Vec<PathBuf>> {
+        if let Some(sdk) = &params.sdk {
+            return sdk::files(sdk);
+        }
         let Some(url) = &params.url else {
             return Ok(vec![]);
         };
@@ -144,21 +161,28 @@ impl TypedStage for Fetch {
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Target>>> {
-        let tracked = match Fetch::files(&params)?.first() {
-            Some(path) => Some(inputs.file(path)?),
-            None => None,
-        };
+        let (mut tracked, mut libraries) = (None, BTreeMap::new());
+        for path in Fetch::files(&params)? {
+            let digest = inputs.file(&path)?;
+            if params.sdk.is_some() {
+                libraries.insert(base_name(&path.to_string_lossy()), digest);
+            } else {
+                tracked = Some(digest);
+            }
+        }
         let Params {
             url,
             parts,
             name,
             sha256,
             unpack,
+            sdk,
             ..
         } = params;
-        let (file, origin) = match parts {
-            Some(parts) => (name.unwrap_or_default(), Origin::Parts(parts.urls()?)),
-            None => {
+        let (file, origin) = match (parts, sdk) {
+            (Some(parts), _) => (name.unwrap_or_default(), Origin::Parts(parts.urls()?)),
+            (None, Some(sdk)) => ("sdk".into(), Origin::Sdk(sdk)),
+            (None, None) => {
                 let url = url.unwrap_or_default();
                 (Source::parse(&url)?.target_name()?, Origin::File(url))
             }
@@ -168,6 +192,7 @@ impl TypedStage for Fetch {
             sha256: sha256.to_ascii_lowercase(),
             unpack,
             tracked,
+            libraries,
         };
         Ok(vec![Order::new("", target).origin(origin.text()?)])
     }
@@ -176,7 +201,7 @@ impl TypedStage for Fetch {
         match target.tracked {
             Some(digest) => Proof::Digest(digest),
             // The pin is that of the wheel, and the outputs are only its libraries.
-            None if target.unpack => Proof::LocalRun,
+            None if target.unpack || !target.libraries.is_empty() => Proof::LocalRun,
             None => Proof::Sha256(target.sha256.clone()),
         }
     }
@@ -230,6 +255,27 @@ impl Params {
         }
     }
 
+    fn check_sdk(&self, sdk: &str) -> Vec<ParamProblem> {
+        let mut problems = vec![];
+        if !Path::new(sdk).is_absolute() {
+            let what = format!("`{sdk}` is not an absolute path");
+            problems.push(at("sdk", wrong(&what, "write the whole path of the SDK")));
+        }
+        let others = [
+            ("name", self.name.is_some()),
+            ("sha256", !self.sha256.is_empty()),
+            ("unpack", self.unpack),
+            ("tracked", self.tracked),
+        ];
+        for (key, is_set) in others {
+            if is_set {
+                let what = format!("`{key}` is not for an SDK");
+                problems.push(at(key, wrong(&what, "leave it out")));
+            }
+        }
+        problems
+    }
+
     fn check_parts(&self, parts: &Parts) -> Vec<ParamProblem> {
         let mut problems = vec![];
         if let Err(problem) = parts.urls() {
@@ -269,6 +315,9 @@ fn wrong(message: &str, help: &str) -> Problem {
 /// Fetches `target` with the settings of `machine`.
 pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> {
     let origin = Origin::of(job)?;
+    if let Origin::Sdk(sdk) = &origin {
+        return sdk::copy(sdk, &target.libraries, job);
+    }
     let urls = origin.urls();
     // Locks the folders in sorted order, so that two fetches which share parts cannot deadlock.
     for url in urls.iter().collect::<BTreeSet<_>>() {
@@ -281,7 +330,7 @@ pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> 
         let file = match &origin {
             Origin::File(_) => download(machine, &source, &folder, &target.sha256, job)?,
             // The pin is that of the joined file.
-            Origin::Parts(_) => {
+            Origin::Parts(_) | Origin::Sdk(_) => {
                 job.progress(index as u64, urls.len() as u64, "parts");
                 download(machine, &source, &folder, "", job).map_err(|problem| {
                     problem.within(format!(
@@ -413,15 +462,20 @@ fn make_outputs(
         return Err(explain(problem, &name, &copied.head, files));
     }
     let part = copied.part()?;
-    match (target.tracked, files) {
-        (Some(tracked), [(_, file), ..]) if tracked != part.content.digest => {
-            let message = format!("{} changed while it was read", file.display());
-            Err(Problem::new(Code::InputChanged, message).help(
-                "nothing was made from it; run the same command again when it no longer changes",
-            ))
-        }
-        _ => Ok([(PartName::new(name)?, part)].into()),
+    if let (Some(tracked), [(_, file), ..]) = (target.tracked, files) {
+        check_unchanged(file, tracked, part.content.digest)?;
     }
+    Ok([(PartName::new(name)?, part)].into())
+}
+
+/// Fails if the file at `path`, which had the digest `expected`, was read as `found`.
+fn check_unchanged(path: &Path, expected: Digest, found: Digest) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    let message = format!("{} changed while it was read", path.display());
+    Err(Problem::new(Code::InputChanged, message)
+        .help("nothing was made from it; run the same command again when it no longer changes"))
 }
 
 /// Adds to `problem` what the file really is, if it cannot be `name`. The file begins with `start`
@@ -456,7 +510,7 @@ impl Target {
         let origin = Origin::of(job)?;
         let url = match &origin {
             Origin::File(url) => url,
-            Origin::Parts(_) => &self.file,
+            Origin::Parts(_) | Origin::Sdk(_) => &self.file,
         };
         match self.sha256.as_str() {
             "" => {

@@ -18,7 +18,7 @@ use crate::action::{
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_genie};
 use crate::artifact::generation::{GENERATION, Generation};
 use crate::artifact::reference::Greedy;
-use crate::artifact::tools::{QNN, libraries};
+use crate::artifact::tools::{GENIE, QNN, libraries};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::facts::ContextFacts;
 use crate::model::tokenizer::Tokenizer;
@@ -26,7 +26,7 @@ use crate::qnn::Dialog;
 
 /// The library files that are loaded.
 const LIBRARIES: [&str; 4] = [
-    "libGenie.so",
+    GENIE,
     "libQnnHtp.so",
     "libQnnHtpNetRunExtensions.so",
     "libQnnSystem.so",

@@ -8,7 +8,7 @@ use crate::action::{
     TypedStage,
 };
 use crate::artifact::bundle::check_for_genie;
-use crate::artifact::device::{DeviceFigures, FIGURES, Figures};
+use crate::artifact::device::{DeviceFigures, FIGURES};
 use crate::base::{CanonJson, Code, Problem, Result};
 use crate::device::{Device, Transport, is_read};
 
@@ -19,18 +19,28 @@ pub struct Params {
     /// The device: `adb:SERIAL` or `ssh:HOST`. If empty, nothing is measured.
     #[serde(default)]
     device: String,
-    /// Absolute path of the folder on the device with `genie-t2t-run` and its libraries.
-    #[serde(default = "default_runner")]
-    #[schemars(regex(pattern = r"^/[A-Za-z0-9/._+-]*$"))]
-    runner: String,
+    /// Absolute path of the folder on the device with `genie-t2t-run` and its libraries. By default
+    /// `/data/local/tmp/genie` on Android, `/opt/genie` on Linux, `C:/kiln/genie` on Windows.
+    #[serde(default)]
+    #[schemars(regex(pattern = r"^([A-Za-z]:)?/[A-Za-z0-9/._+-]*$"))]
+    runner: Option<String>,
     /// Maximum number of tokens of the answer that is timed.
     #[serde(default = "default_answer_tokens")]
     #[schemars(range(min = 1))]
     answer_tokens: u32,
 }
 
-fn default_runner() -> String {
-    "/data/local/tmp/genie".into()
+/// Whether `path` is absolute, on any platform, and has no special characters of a shell.
+fn is_plain_path(path: &str) -> bool {
+    let path = match path.split_once(':') {
+        Some((drive, rest)) if drive.len() == 1 && drive.as_bytes()[0].is_ascii_alphabetic() => {
+            rest
+        }
+        Some(_) => return false,
+        None => path,
+    };
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._+-".contains(c);
+    path.starts_with('/') && path.chars().all(is_plain) && path.len() <= 200
 }
 
 fn default_answer_tokens() -> u32 {
@@ -54,7 +64,7 @@ impl TypedStage for Measure {
     type Order = Measurement;
     const SPEC: StageSpec = StageSpec {
         kind: "measure",
-        version: 1,
+        version: 2,
         summary: "speed, memory and power of a bundle on a device",
         output: "device-figures",
         inputs: &[InputSpec {
@@ -86,11 +96,11 @@ impl TypedStage for Measure {
             let what = format!("`device` is {:?}", params.device);
             wrong("device", what, expected);
         }
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._+-".contains(c);
-        let runner = &params.runner;
-        if !runner.starts_with('/') || !runner.chars().all(is_plain) || runner.len() > 1000 {
-            let help =
-                "an absolute path on the device, of letters, digits, `.`, `_`, `+`, `-` and `/`";
+        if let Some(runner) = &params.runner
+            && !is_plain_path(runner)
+        {
+            let help = "an absolute path on the device, of letters, digits, `.`, `_`, `+`, `-` and `/`, \
+                 on Windows after `C:`";
             wrong("runner", format!("`runner` is {runner:?}"), help);
         }
         problems
@@ -135,14 +145,8 @@ impl TypedStage for Measure {
 
     fn run(order: Measurement, job: &Job) -> Result<Outputs> {
         let figures = match order.device {
-            Some(device) => DeviceFigures {
-                figures: device.measure(&order.bundle, job)?,
-                device: Some(device.device),
-            },
-            None => DeviceFigures {
-                device: None,
-                figures: Figures::default(),
-            },
+            Some(device) => device.measure(&order.bundle, job)?,
+            None => DeviceFigures::default(),
         };
         let text = CanonJson::of(&figures)?.to_string();
         let part = job.write(text.as_bytes(), CanonJson::default())?;

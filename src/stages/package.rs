@@ -1,10 +1,11 @@
-//! `package`: makes a bundle that Genie, Qualcomm's runtime for language models, loads on a phone.
+//! `package`: makes a bundle that Genie, Qualcomm's runtime for language models, loads on a device.
 //!
 //! What the parameters do not set is read from the GGUF and the binaries. These must fit each other
 //! and be in the form that Genie requires. The binaries and the graphs for the CPU are passed on
 //! without a copy. Qualcomm's libraries are not part of a bundle.
 
 mod binaries;
+mod commands;
 mod genie;
 mod readme;
 mod rotary;
@@ -18,18 +19,22 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{
-    Demand, InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec,
-    TypedStage,
+    Demand, InputSpec, InputStage, Inputs, Isolation, Job, Order, Outputs, ParamProblem, PartName,
+    StageSpec, TypedStage,
 };
-use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TABLE, TOKENIZER};
+use crate::artifact::bundle::{
+    CONFIG, EXTENSIONS, GRAMMAR, METADATA, PROMPT, Platform, SUMS, TABLE, TOKENIZER,
+};
 use crate::artifact::context::{CPU, ROLES, is_on_cpu};
 use crate::artifact::model::{self, MODEL, check_tokenizer};
+use crate::artifact::tools::{GENIE, QNN, libraries};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::shards::Processor;
 use crate::model::facts::ContextFacts;
 use crate::model::quant_report::{Entry, QuantReport};
 use crate::model::tokenizer::Tokenizer;
+use crate::qnn::check_config;
 
 use binaries::{Binary, check_facts, check_graphs, read_facts};
 
@@ -42,11 +47,18 @@ const CHUNK_BYTES: usize = 4 << 20;
 /// Memory for the tokenizer and its JSON. A vocabulary of 152 k tokens with its merges needs 78 MB.
 const MEMORY_BYTES: u64 = 128 << 20;
 
+/// The tool `qnn`, if the plan has it.
+const QNN_IF_GIVEN: &str = "qnn?";
+
 /// The parameters.
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// Name of the binaries and of the folder on the phone: letters, digits, `.`, `_` and `-`, at
+    /// The system of the device.
+    #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Platform::default()))]
+    platform: Platform,
+    /// Name of the binaries and of the folder on the device: letters, digits, `.`, `_` and `-`, at
     /// most 100.
     #[serde(default = "default_name")]
     #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
@@ -57,7 +69,7 @@ pub struct Params {
     prompt: Option<String>,
     /// Whether the embedding is also written as one table in f32 (`NAME_embedding.bin`), for Genie
     /// to look up, where the graph leaves the embedding to the CPU.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(extend("default" = false))]
     embedding_table: bool,
     /// Temperature: logits are divided by it before Genie samples a token.
@@ -75,14 +87,65 @@ pub struct Params {
     /// Seed of the random numbers.
     #[serde(default = "default_seed")]
     seed: u32,
+    /// How Genie makes tokens less likely that the text already has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    penalty: Option<Penalty>,
+    /// Texts at which Genie ends an answer, besides the model's own tokens for an end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    stop: Vec<String>,
+    /// Most tokens of an answer. By default as many as the context has room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    max_tokens: Option<u32>,
+    /// A grammar that answers follow: Genie samples only tokens that it allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    grammar: Option<Grammar>,
+}
+
+/// How Genie makes tokens less likely that the text already has.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Penalty {
+    /// How many of the last tokens count.
+    #[schemars(range(max = i32::MAX))]
+    last: u32,
+    /// Logits of tokens among them are divided by it if they are above zero, and multiplied by it
+    /// below; above 1 makes them less likely.
+    #[serde(default = "no_repetition")]
+    #[schemars(range(max = 100.0), extend("exclusiveMinimum" = 0.0))]
+    repetition: f64,
+    /// It is subtracted from the logit of each token among them.
+    #[serde(default)]
+    #[schemars(range(min = -100.0, max = 100.0))]
+    presence: f64,
+    /// It is subtracted as often as they have the token.
+    #[serde(default)]
+    #[schemars(range(min = -100.0, max = 100.0))]
+    frequency: f64,
+}
+
+fn no_repetition() -> f64 {
+    1.0
+}
+
+/// A grammar for answers; exactly one of its keys is given.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grammar {
+    /// A JSON Schema that the answer matches.
+    JsonSchema(String),
+    /// A regular expression that the answer matches.
+    Regex(String),
+    /// A grammar in EBNF.
+    Ebnf(String),
 }
 
 fn default_name() -> String {
     "model".into()
 }
 
-fn is_false(value: &bool) -> bool {
-    !value
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn default_temp() -> f64 {
@@ -110,7 +173,7 @@ impl TypedStage for Package {
     const SPEC: StageSpec = StageSpec {
         kind: "package",
         version: 6,
-        summary: "a bundle that Genie loads on a phone",
+        summary: "a bundle that Genie loads on a device",
         output: "bundle",
         inputs: &[
             InputSpec {
@@ -129,6 +192,7 @@ impl TypedStage for Package {
             },
         ],
         params: &[
+            "platform",
             "name",
             "prompt",
             "embedding_table",
@@ -136,6 +200,10 @@ impl TypedStage for Package {
             "top_k",
             "top_p",
             "seed",
+            "penalty",
+            "stop",
+            "max_tokens",
+            "grammar",
         ],
         keyed: &[],
         reaches_outside: false,
@@ -161,7 +229,30 @@ impl TypedStage for Package {
                         most: it goes into a shell";
             wrong("name", format!("`name` is {name:?}"), help);
         }
+        if params.platform == Platform::Windows && !is_windows_name(name) {
+            let help = "choose another one, that does not end in `.`";
+            wrong(
+                "name",
+                format!("Windows has no files called {name:?}"),
+                help,
+            );
+        }
+        if let Some(Grammar::JsonSchema(text)) = &params.grammar
+            && let Err(error) = serde_json::from_str::<Value>(text)
+        {
+            let help = "write a JSON Schema as a text";
+            wrong(
+                "grammar",
+                format!("`json-schema` is not JSON: {error}"),
+                help,
+            );
+        }
         problems
+    }
+
+    /// libGenie checks the configuration, if the tool has it.
+    fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
+        vec![QNN_IF_GIVEN]
     }
 
     fn foresee(_: &Params, inputs: &Inputs) -> Result<()> {
@@ -209,10 +300,15 @@ impl TypedStage for Package {
                 order = order.input(name, part);
             }
         }
-        Ok(vec![order.demand(Demand {
+        let mut demand = Demand {
             memory_bytes: MEMORY_BYTES,
             ..Demand::default()
-        })])
+        };
+        if let Ok(files) = libraries(inputs, &[GENIE]) {
+            order = order.tools(files);
+            demand.isolation = Isolation::Process;
+        }
+        Ok(vec![order.demand(demand)])
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
@@ -237,22 +333,26 @@ impl TypedStage for Package {
             place: ContextFacts::place(binaries.iter().map(|binary| &binary.facts)),
             table: params.embedding_table.then_some(table_name),
         };
+        let config = pretty(&bundle.config()?)?;
+        if job.has_tool(QNN) {
+            check_config(&job.tool_folder(QNN)?, &config)?;
+        }
         let mut texts = vec![
-            (CONFIG, pretty(&bundle.config()?)?),
+            (CONFIG, config),
             (EXTENSIONS, pretty(&bundle.extensions())?),
             (TOKENIZER, tokenizer.to_json()?),
             (
                 "tokenizer_config.json",
                 pretty(&bundle.tokenizer_config()?)?,
             ),
-            (
-                "metadata.json",
-                pretty(&metadata(job, &bundle, &binaries)?)?,
-            ),
+            (METADATA, pretty(&metadata(job, &bundle, &binaries)?)?),
             ("README.md", readme::text(&bundle, &first.info.build_id)),
         ];
         if let Some(prompt) = &params.prompt {
             texts.push((PROMPT, tokenizer.without_bos(prompt)?.into()));
+        }
+        if let Some(grammar) = &params.grammar {
+            texts.push((GRAMMAR, grammar.text().into()));
         }
 
         let mut outputs = Outputs::new();
@@ -292,6 +392,37 @@ impl TypedStage for Package {
         );
         Ok(outputs)
     }
+}
+
+impl Grammar {
+    /// Genie's name of its form.
+    fn form(&self) -> &'static str {
+        match self {
+            Grammar::JsonSchema(_) => "json-schema",
+            Grammar::Regex(_) => "regex",
+            Grammar::Ebnf(_) => "ebnf",
+        }
+    }
+
+    fn text(&self) -> &str {
+        let (Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Ebnf(text)) = self;
+        text
+    }
+}
+
+/// Whether Windows takes a file whose name begins with `name`.
+fn is_windows_name(name: &str) -> bool {
+    let stem = name
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    let numbered = |prefix| {
+        let rest = stem.strip_prefix(prefix);
+        rest.is_some_and(|digit| digit.len() == 1 && digit.bytes().all(|c| c.is_ascii_digit()))
+    };
+    let is_device = ["con", "prn", "aux", "nul"].contains(&stem.as_str());
+    !is_device && !numbered("com") && !numbered("lpt") && !name.ends_with('.')
 }
 
 /// The file name of binary `number` of `count`.
@@ -334,6 +465,7 @@ fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Va
     let not_measured = "not measured";
     let mut metadata = json!({
         "name": bundle.params.name,
+        "platform": bundle.params.platform,
         "soc": {
             "name": bundle.soc.name(),
             "model": bundle.soc.model,

@@ -45,11 +45,11 @@ fn context(
     manifest
 }
 
-fn unsharded(runner: &StageRunner, model: &Manifest) -> Manifest {
+pub fn unsharded(runner: &StageRunner, model: &Manifest) -> Manifest {
     context(runner, model, &[(0..2, facts(1, 1), info(0..2, 1, 1))])
 }
 
-fn package(
+pub fn package(
     runner: &StageRunner,
     model: &Manifest,
     context: &Manifest,

@@ -96,9 +96,8 @@ fn build_by_qairt(python_path: Option<&Path>, stages: &[&str]) -> CommandProject
     );
     let set = |name: &str, value: &str| ["--set".to_string(), format!("{name}={value}")];
     let mut kiln = project.kiln(&["build", plan]);
-    kiln.args(stages);
+    kiln.args(stages).env("QNN_SDK_ROOT", project.path("qairt"));
     for [option, value] in [
-        set("qairt", project.path("qairt").to_str().unwrap()),
         set("python", project.path("python").to_str().unwrap()),
         set("source", "file:model.gguf"),
         set("sha256", &sha256(&model)),
@@ -143,14 +142,19 @@ fn the_qairt_plan_passes_the_expected_arguments() {
         "/plans/deepseek-qwen-1.5b.qairt.toml"
     );
     let finished = project.run(&["build", plan]);
-    assert_eq!(finished.code, 4, "{}", finished.output);
-    assert!(
-        finished
-            .output
-            .contains("--set qairt=/opt/qcom/aistack/qairt/"),
+    let unset = "the environment variable `QNN_SDK_ROOT` is not set";
+    assert_eq!(finished.code, 2, "{}", finished.output);
+    assert_eq!(
+        finished.output.matches(unset).count(),
+        1,
         "{}",
         finished.output
     );
+    let mut kiln = project.kiln(&["build", plan]);
+    let output = kiln.env("QNN_SDK_ROOT", "/nowhere").output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{errors}");
+    assert!(errors.contains("export QNN_SDK_ROOT=/opt/qcom"), "{errors}");
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! `measure` on a device: fakes of `adb`, `ssh` and Qualcomm's runner check how they are called.
 
+use laptop::Laptop;
 use phone::{PROFILE, Phone, names};
 use serde_json::json;
 
+mod laptop;
 mod phone;
 
 #[test]
@@ -115,6 +117,51 @@ fn measuring_over_ssh_works() {
         text.contains("38.52500") && text.contains("power in W                   not measured"),
         "{text}"
     );
+}
+
+#[test]
+#[ignore = "needs sshd and a package index"]
+fn a_laptop_with_windows_is_measured_over_a_real_sshd() {
+    let laptop = Laptop::new();
+    let phone = &laptop.phone;
+    let (output, code) = phone.build("ssh:laptop", &[]);
+    assert_eq!(code, 0, "{output}");
+    let (text, json) = phone.report();
+    for row in [
+        "phone: on ssh:laptop, a prompt of 823 tokens, an answer of 200, NPU driver 1.0.3510.0\n",
+        "    time to first token in ms       531.66500\n",
+        "    power in W                        3 ",
+    ] {
+        assert!(text.contains(row), "{row:?} in\n{text}");
+    }
+    assert_eq!(json["devices"]["phone"]["peak_memory_bytes"], 204_800_000.0);
+    // Complete files are not sent again; a damaged one is.
+    let bundle = phone.path("windows/C:/kiln/genie/bundles/bundle");
+    let sent = |name: &str| {
+        std::fs::metadata(bundle.join(name))
+            .unwrap()
+            .modified()
+            .unwrap()
+    };
+    let (binary, tokenizer) = (sent("tiny.bin"), sent("tokenizer.json"));
+    std::fs::write(bundle.join("tiny.bin"), "damaged").unwrap();
+    std::fs::write(bundle.join("tiny.bin.kiln-part"), "a part").unwrap();
+    assert_eq!(phone.build("ssh:laptop", &[]).1, 0);
+    assert!(sent("tiny.bin") > binary && sent("tokenizer.json") == tokenizer);
+    assert!(!bundle.join("tiny.bin.kiln-part").exists());
+
+    std::fs::remove_file(phone.path("windows/C:/kiln/genie/genie-t2t-run.exe")).unwrap();
+    let (output, code) = phone.build("ssh:laptop", &[]);
+    let words: Vec<&str> = output.split_whitespace().collect();
+    assert!(
+        code == 4
+            && words
+                .join(" ")
+                .contains("no program C:/kiln/genie/genie-t2t-run.exe"),
+        "{output}"
+    );
+    let (output, code) = phone.build("adb:R5CT1", &[]);
+    assert!(code == 1 && output.contains("is for Windows"), "{output}");
 }
 
 #[test]

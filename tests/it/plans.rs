@@ -2,7 +2,7 @@
 
 use crate::support::plan_text;
 use kiln::base::Problem;
-use kiln::plan::{self, Keep, Plan, Source, SourceMap};
+use kiln::plan::{self, Keep, Plan};
 
 fn read(text: &str, sets: &[(&str, &str)]) -> Result<Plan, Vec<Problem>> {
     plan_text::read(&[("test.toml", text)], sets)
@@ -318,9 +318,9 @@ missing_parameter: `clay.url`: missing, expected a string
 fn a_tool_has_one_source() {
     assert_eq!(
         problems("[tools]\na = { pipy = 'x' }\nb = { pypi = 'x', url = 'y' }\nc = 'x'\n"),
-        r#"tool_source: the tool `a` needs either `pypi` or `url`
+        r#"tool_source: the tool `a` needs `pypi`, `url` or `sdk`
   "a" this tool
-  help: for example `pypi = "onnxruntime==1.32.0"`, or `url` with the address of a wheel
+  help: for example `pypi = "onnxruntime==1.32.0"`, `url` with the address of a wheel, or `sdk` with the folder of Qualcomm's SDK
 unknown_key: a tool has no `pipy`
   "pipy" here
   help: did you mean `pypi`?
@@ -449,17 +449,13 @@ fn every_committed_plan_is_valid() {
             continue;
         }
         found += 1;
-        let text = std::fs::read_to_string(&path).unwrap();
-        let source = Source {
-            name: path.display().to_string(),
-            text,
-            folder: folder.clone(),
-        };
-        let map = SourceMap::gather(source, &mut |path| {
-            Ok(std::fs::read_to_string(path).unwrap())
-        });
-        let read = plan::read(&map, &[], &kiln::stages::all());
-        assert!(read.is_ok(), "{}: {:#?}", path.display(), read.unwrap_err());
+        let mut kiln = std::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+        kiln.env("QNN_SDK_ROOT", "/opt/qairt")
+            .arg("check")
+            .arg(&path);
+        let output = kiln.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {errors}", path.display());
     }
     assert!(found >= 2);
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use crate::support::quantize::{Quant, encode};
 use kiln::base::Code;
 use kiln::qnn::{
-    Backend, Chip, Context, DataType, DeviceEncoding, DeviceGraph, DeviceUse, Encoding, GraphOptions,
-    HtpGraph, LinearIo, Node, Numbers, Param, Simulator, Soc, StaticData, System, Tensor, TensorId,
-    TensorKind, prove, relative_rms_error,
+    Backend, Chip, Context, DataType, DeviceEncoding, DeviceGraph, DeviceUse, Encoding,
+    GraphOptions, HtpGraph, LinearIo, Node, Numbers, Param, Simulator, Soc, StaticData, System,
+    Tensor, TensorId, TensorKind, prove, relative_rms_error,
 };
 
 fn libraries() -> PathBuf {

@@ -225,9 +225,7 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
     let context = Context::new(&Backend::htp(folder, soc)?, false)?;
     let options = GraphOptions::Htp(HtpGraph::default());
     let info = context.build(&graph, &options).map_err(|problem| {
-        problem.within(format!(
-            "the HTP of {soc} does not take weights as {case}"
-        ))
+        problem.within(format!("the HTP of {soc} does not take weights as {case}"))
     })?;
     let mut outputs = context.execute(&info, &inputs)?;
     let computed = y.decode(&outputs.remove("y").unwrap_or_default());

@@ -1,4 +1,4 @@
-//! The URLs of a file: one, or one for each of its parts.
+//! Where a file comes from: one URL, one for each of its parts, or the folder of an SDK.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -45,13 +45,18 @@ pub(super) enum Origin {
     File(String),
     /// The URLs of the parts of one file.
     Parts(Vec<String>),
+    /// The absolute path of an SDK.
+    Sdk(String),
 }
 
 impl Origin {
     /// Reads the origin of the action of `job`.
     pub(super) fn of(job: &Job) -> Result<Self> {
         let text = job.origin()?;
-        // A URL cannot begin like a JSON list.
+        // A URL cannot begin like a path or a JSON list.
+        if text.starts_with('/') {
+            return Ok(Origin::Sdk(text.into()));
+        }
         if !text.starts_with('[') {
             return Ok(Origin::File(text.into()));
         }
@@ -64,7 +69,7 @@ impl Origin {
     /// Its text in an action: the URL, or a JSON list of URLs.
     pub(super) fn text(self) -> Result<String> {
         match self {
-            Origin::File(url) => Ok(url),
+            Origin::File(text) | Origin::Sdk(text) => Ok(text),
             Origin::Parts(urls) => Ok(CanonJson::of(&urls)?.to_string()),
         }
     }
@@ -74,6 +79,7 @@ impl Origin {
         match self {
             Origin::File(url) => std::slice::from_ref(url),
             Origin::Parts(urls) => urls,
+            Origin::Sdk(_) => &[],
         }
     }
 }

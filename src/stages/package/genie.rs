@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Params, rotary};
-use crate::artifact::bundle::{EXTENSIONS, TOKENIZER};
+use crate::artifact::bundle::{EXTENSIONS, GRAMMAR, Platform, TOKENIZER};
 use crate::base::{Code, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::RotaryTables;
@@ -89,7 +89,8 @@ impl Bundle<'_> {
                         "type": "QnnHtp",
                         "QnnHtp": {
                             "version": 1,
-                            "use-mmap": true,
+                            // Genie does not map files on Windows.
+                            "use-mmap": params.platform != Platform::Windows,
                             "spill-fill-bufsize": 0,
                             "mmap-budget": 0,
                             "poll": false,
@@ -107,6 +108,30 @@ impl Bundle<'_> {
                 },
             },
         });
+        let dialog = &mut config["dialog"];
+        if let Some(penalty) = &params.penalty {
+            dialog["sampler"]["token-penalty"] = json!({
+                "version": 1,
+                "penalize-last-n": penalty.last,
+                "repetition-penalty": penalty.repetition,
+                "presence-penalty": penalty.presence,
+                "frequency-penalty": penalty.frequency,
+            });
+        }
+        if !params.stop.is_empty() {
+            dialog["stop-sequence"] = json!(params.stop);
+        }
+        if let Some(tokens) = params.max_tokens {
+            dialog["max-num-tokens"] = json!(tokens);
+        }
+        if let Some(grammar) = &params.grammar {
+            dialog["context"]["grammar"] = json!({
+                "backend": "xgrammar",
+                "type": grammar.form(),
+                "file": GRAMMAR,
+                "tokenizer-json": TOKENIZER,
+            });
+        }
         rotary::add(&mut config["dialog"]["engine"], &tables, self.context)?;
         if self.place.embedding == Processor::Cpu {
             // libGenie was tested with a table of this type and a graph in fp16.

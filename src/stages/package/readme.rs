@@ -1,6 +1,6 @@
-//! Writes the `README.md` of a bundle: its files, what the CPU must compute, and the commands that
-//! run it on a phone.
+//! Writes the `README.md` of a bundle: its files, and what the CPU must compute.
 
+use super::commands::commands;
 use super::genie::Bundle;
 use crate::model::decoder::inputs::{HostInput, LOGITS};
 use crate::model::decoder::shards::{OuterModule, Processor};
@@ -36,7 +36,7 @@ pub(super) fn text(bundle: &Bundle, build: &str) -> String {
          context of {context} tokens, compiled for {chip} (HTP v{arch}) by\nQAIRT \
          {build}.\n{too_long}\n| file | what it is \
          |\n|---|---|\n{rows}\n{cpu}{commands}\nTime to first token, tokens per second, memory \
-         and power on a phone: not measured.\n"
+         and power on a device: not measured.\n"
     )
 }
 
@@ -84,12 +84,15 @@ fn file_rows(bundle: &Bundle) -> String {
     if bundle.params.prompt.is_some() {
         files.push(("prompt.txt", "a prompt"));
     }
+    if bundle.params.grammar.is_some() {
+        files.push(("grammar.txt", "the grammar that answers follow"));
+    }
     files.extend([
         (
             "metadata.json",
             "what each graph takes and gives, digests, what is known of the weights",
         ),
-        ("SHA256SUMS", "`sha256sum --check SHA256SUMS`"),
+        ("SHA256SUMS", "the SHA-256 sums of the other files"),
     ]);
     let mut rows = String::new();
     for (file, description) in files {
@@ -153,64 +156,5 @@ fn cpu_section(bundle: &Bundle) -> String {
          type that `metadata.json` says.\n\n| | takes | gives |\n|---|---|---|\n{rows}\n{genie}\n\n",
         names.join(" and the "),
         files.join("` -> `"),
-    )
-}
-
-/// The section with the commands that run the bundle on a phone.
-fn commands(bundle: &Bundle, build: &str) -> String {
-    if !bundle.is_for_genie() {
-        return "## On a phone\n\nQualcomm's runtime is not part of this bundle: its licence does \
-                not let us hand it on. It comes with the QAIRT SDK (Qualcomm\nAI Engine \
-                Direct).\n"
-            .into();
-    }
-    let Bundle { params, arch, .. } = bundle;
-    let name = &params.name;
-    let mut numbers: Vec<&str> = build.trim_start_matches('v').split('.').collect();
-    numbers.truncate(2);
-    let version = numbers.join(".");
-    let feeds_ids = bundle.place.embedding == Processor::Npu || bundle.table.is_some();
-    let prompt_args = match &params.prompt {
-        _ if !feeds_ids => "-e PROMPT_ROWS -t ALL_ROWS",
-        Some(_) => "--prompt_file prompt.txt",
-        None => "-p 'What is gravity?'",
-    };
-    let mut template = String::from(match (&params.prompt, bundle.tokenizer.chat_template()) {
-        _ if !feeds_ids => {
-            "PROMPT_ROWS and ALL_ROWS are files that you make with `cpu/prefill-embedding.onnx`: \
-             the rows of the prompt's tokens, and those of\nall tokens of the vocabulary, in f32. \
-             This command was not tried."
-        }
-        (Some(_), _) => "The prompt is `prompt.txt`: Genie feeds it as it is.",
-        (None, Some(_)) => {
-            "Genie feeds a prompt as it is. This model wants messages in the form of its chat \
-             template, which stands in\n`tokenizer_config.json`."
-        }
-        _ => "Genie feeds a prompt as it is.",
-    });
-    if feeds_ids && bundle.tokenizer.bos_token().is_some() {
-        template += "\nGenie puts the first token of a text (BOS) before it: leave it out.";
-    }
-    format!(
-        "## On a phone\n\
-         \n\
-         Qualcomm's runtime is not part of this bundle: its licence does not let us hand it on. It comes with the QAIRT SDK (Qualcomm\n\
-         AI Engine Direct), which must be {version} or later. With a phone on adb:\n\
-         \n\
-         ```sh\n\
-         QAIRT=/path/to/qairt/{version}          # the SDK\n\
-         ON=/data/local/tmp/{name}\n\
-         adb shell mkdir -p $ON\n\
-         adb push . $ON\n\
-         adb push $QAIRT/bin/aarch64-android/genie-t2t-run $ON\n\
-         for lib in Genie QnnHtp QnnHtpNetRunExtensions QnnHtpPrepare QnnHtpV{arch}Stub QnnSystem; do\n\
-         \x20   adb push $QAIRT/lib/aarch64-android/lib$lib.so $ON\n\
-         done\n\
-         adb push $QAIRT/lib/hexagon-v{arch}/unsigned/libQnnHtpV{arch}Skel.so $ON\n\
-         adb shell \"cd $ON && chmod +x genie-t2t-run && \\\n\
-         \x20   LD_LIBRARY_PATH=$ON ADSP_LIBRARY_PATH=$ON ./genie-t2t-run -c genie_config.json {prompt_args}\"\n\
-         ```\n\
-         \n\
-         {template}\n"
     )
 }

@@ -51,6 +51,7 @@ kind = "package"
 model = "model"
 context = "npu"
 name = "tiny"
+platform = "{platform}"
 prompt = "the dog"
 [stage.phone]
 kind = "measure"
@@ -136,6 +137,11 @@ impl Phone {
     /// The phone with the runner, and a cache with a fake context binary, since a real one needs
     /// Qualcomm's libraries.
     pub fn new() -> Phone {
+        Phone::of_platform("android")
+    }
+
+    /// The same, with a bundle for another platform.
+    pub fn of_platform(platform: &str) -> Phone {
         let phone = Phone {
             home: tempfile::tempdir().unwrap(),
         };
@@ -152,7 +158,7 @@ impl Phone {
         script("phone/genie/genie-t2t-run", RUNNER.into());
         phone.put("profile", PROFILE);
         phone.battery("-625000", "4000000", "Discharging");
-        phone.write_plan();
+        phone.write_plan(platform);
         phone.compile();
         phone
     }
@@ -230,7 +236,7 @@ impl Phone {
         fs::write(path, plan.replace(old, new)).unwrap();
     }
 
-    fn write_plan(&self) {
+    fn write_plan(&self, platform: &str) {
         let home = self.home.path();
         let mut wheel = zip::ZipWriter::new(std::io::Cursor::new(vec![]));
         for library in ["libQnnHtp.so", "libQnnSystem.so"] {
@@ -243,7 +249,8 @@ impl Phone {
         fs::write(home.join("model.gguf"), TinyGguf::llama().write()).unwrap();
         fs::write(
             home.join("plan.toml"),
-            PLAN.replace("{wheel}", &sha256(&wheel)),
+            PLAN.replace("{wheel}", &sha256(&wheel))
+                .replace("{platform}", platform),
         )
         .unwrap();
     }

@@ -34,7 +34,7 @@ pub fn info(layers: std::ops::Range<u32>, shard: u32, shards: u32) -> Value {
         graph("prompt_ar16_cl40", 16, 40),
         graph("token_ar1_cl40", 1, 40)
     ]);
-    json!({"build_id": "v2.51.0.1", "soc_model": 57, "graphs": graphs})
+    json!({"build_id": "v2.51.0.1", "soc_model": 57, "arch": 75, "graphs": graphs})
 }
 
 /// The facts of the part `model.bin`.

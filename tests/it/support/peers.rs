@@ -41,7 +41,8 @@ pub fn stdout_of(command: &mut Command) -> String {
     text
 }
 
-fn installed() -> PathBuf {
+/// The folder with these packages.
+pub fn installed() -> PathBuf {
     let home = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (folder, done) = (home.join("peers"), home.join("peers.txt"));
     // Tests of all processes wait here; the system releases the lock of a process that dies.

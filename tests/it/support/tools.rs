@@ -23,6 +23,31 @@ pub fn qnn() -> PathBuf {
     unpacked(&format!("pypi:{QNN}"), QNN_SHA256)
 }
 
+/// The releases of QNN before [`QNN`], oldest first: the wheel and its SHA-256.
+pub const OLDER_QNN: [(&str, &str); 4] = [
+    (
+        "onnxruntime-qnn==2.3.0",
+        "087bb672ca0cabd3c7fed07084478fe78658cfa09fae1cb013099d7b2289dc72",
+    ),
+    (
+        "onnxruntime-qnn==2.4.0",
+        "4c0061ac12d0936f98fe252a24099e6db6fffa62c14fa9c725e001a4147471ee",
+    ),
+    (
+        "onnxruntime-qnn==2.5.0",
+        "6a6a8db1e36584b4ac2e5ba356f4943b1916303b7f1fd44e27f4ca056f145dfe",
+    ),
+    (
+        "onnxruntime-qnn==2.6.0",
+        "33d8f910031b22b08792d706121caee5b4094b3262c0b31e1c2dab8124268897",
+    ),
+];
+
+/// A folder with the libraries of each of them.
+pub fn older_qnn() -> [PathBuf; 4] {
+    OLDER_QNN.map(|(wheel, sha256)| unpacked(&format!("pypi:{wheel}"), sha256))
+}
+
 /// A folder with ONNX Runtime: `libonnxruntime.so.1.32.0`.
 pub fn onnxruntime() -> PathBuf {
     unpacked(
