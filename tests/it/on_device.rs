@@ -130,7 +130,7 @@ fn a_laptop_with_windows_is_measured_over_a_real_sshd() {
     for row in [
         "phone: on ssh:laptop, a prompt of 823 tokens, an answer of 200, NPU driver 1.0.3510.0\n",
         "    time to first token in ms       531.66500\n",
-        "    power in W                        3 ",
+        "    power in W                              3  (limit 5)\n",
     ] {
         assert!(text.contains(row), "{row:?} in\n{text}");
     }
