@@ -413,6 +413,23 @@ fn every_architecture_runs_without_floats() {
     }
 }
 
+/// What `context-bin` refuses in a plan, the library refuses, too. One architecture later it does
+/// not.
+#[test]
+#[ignore = "needs ONNX Runtime and the QNN libraries"]
+fn caches_of_16_bits_need_v73() {
+    let run = |soc: &'static str| {
+        std::panic::catch_unwind(|| {
+            let params = json!({
+                "activations": "u16", "kv": "u16", "float": "never", "key_centre": "none",
+            });
+            tiny_on(soc, &TinyGguf::llama(), ("*", "int8-channel"), params)
+        })
+    };
+    assert!(run("sm8450").is_err());
+    check_agreement("sm8550", &run("sm8550").unwrap());
+}
+
 /// RmsNorm in codes, too, has a beta in the releases that require one.
 #[test]
 #[ignore = "needs ONNX Runtime and the QNN libraries"]

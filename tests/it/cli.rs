@@ -382,7 +382,7 @@ fn the_deepseek_plan_has_the_expected_stages() {
 * graph             graph            model = model; weights = weights
 * npu               context-bin      graph = graph; tools.qnn
 * container         dlc              context = npu; tools.qnn
-* bundle            package          context = npu; model = model
+* bundle            package          context = npu; model = model; tools.qnn
   text              fetch
   reference         reference        model = model; text = text
   onnx              evaluate         graph = graph; reference = reference; tools.ort
@@ -396,7 +396,7 @@ fn the_deepseek_plan_has_the_expected_stages() {
 ? htp               evaluate         context = npu-simulated; reference = reference; tools.ort; \
                     tools.qnn
 ? simulated         validate         inputs = htp
-? bundle-simulated  package          context = npu-simulated; model = model
+? bundle-simulated  package          context = npu-simulated; model = model; tools.qnn
 ? answer            generate         bundle = bundle-simulated; reference = reference; tools.qnn
 ? genie             validate         inputs = answer
 ";

@@ -153,6 +153,15 @@ fn first_problem(failed: Failed, file: &str) -> Failed {
     }
 }
 
+/// The system of the devices with a chip: Qualcomm calls those of laptops `sc...`.
+fn platform_of(soc: &str) -> &'static str {
+    if soc.starts_with("sc") {
+        "windows"
+    } else {
+        "android"
+    }
+}
+
 fn plan_text(model: &Model, soc: &str) -> String {
     let mut context = CONTEXT;
     let (mut limit, mut residual_exponent) = (String::new(), 0);
@@ -173,6 +182,7 @@ fn plan_text(model: &Model, soc: &str) -> String {
         .replace("@NAME@", &model.name)
         .replace("@GGUF@", &model.layout.gguf_input())
         .replace("@SOC@", soc)
+        .replace("@PLATFORM@", platform_of(soc))
         .replace("@PREFILL@", &PREFILL.min(context / 2).to_string())
         .replace("@CONTEXT@", &context.to_string())
         .replace("@LIMIT@", &limit)
