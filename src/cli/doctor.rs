@@ -159,6 +159,7 @@ fn first_line_of(command: &str, args: &[&str]) -> Option<String> {
 fn check_device(stage: &PlannedStage) -> Option<Finding> {
     let url = stage.params.get("url")?.as_str()?;
     let wheel = url.strip_prefix("pypi:onnxruntime-qnn==")?;
+    let (wheel, _) = wheel.split_once('#').unwrap_or((wheel, ""));
     let finding = match release_in_wheel(wheel) {
         Some(qnn) => Finding::new(DEVICE, format!("needs the runtime of QNN {qnn} or later")),
         None => {

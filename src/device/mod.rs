@@ -22,7 +22,9 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::action::Job;
-use crate::artifact::bundle::{CONFIG, EXTENSIONS, METADATA, PROMPT, Platform, SUMS, TOKENIZER};
+use crate::artifact::bundle::{
+    CONFIG, EXTENSIONS, GRAMMAR, METADATA, PROMPT, Platform, SUMS, TOKENIZER,
+};
 use crate::artifact::device::DeviceFigures;
 use crate::base::{Code, Context, Problem, Result};
 
@@ -54,7 +56,7 @@ pub struct Device {
 
 /// Whether a file of the bundle is needed to run it.
 fn is_needed(name: &str) -> bool {
-    [CONFIG, EXTENSIONS, TOKENIZER, PROMPT].contains(&name) || name.ends_with(".bin")
+    [CONFIG, EXTENSIONS, TOKENIZER, PROMPT, GRAMMAR].contains(&name) || name.ends_with(".bin")
 }
 
 /// Whether [`Device::measure`] reads a file of the bundle.
@@ -92,6 +94,11 @@ impl Device {
             Some(runner) => runner,
             None => scripts.default_runner(),
         };
+        if runner.contains(':') != (platform == Platform::Windows) {
+            let message = format!("`{runner}` is no absolute path on the device of `{bundle}`");
+            return Err(Problem::new(Code::MeasureDevice, message)
+                .help("`runner` begins with a drive on Windows (`C:/`), elsewhere with `/`"));
+        }
         let folder = format!("{runner}/bundles/{bundle}");
         let remote = Remote {
             link: &link,

@@ -41,8 +41,8 @@ const SSH_OPTIONS: [&str; 6] = [
 ];
 
 /// The form of a device's name. It has no special characters of a shell, and cannot be an option.
-const NAME: &str =
-    "letters, digits, `.`, `_`, `:`, `@` and `-`, the first a letter or a digit, 200 at most";
+const NAME: &str = "letters, digits, `.`, `_`, `@` and `-`, for adb also `:`, the first a letter or a digit, 200 \
+     at most";
 
 /// The connection to a device.
 pub enum Transport {
@@ -60,7 +60,12 @@ impl Transport {
             Some(("ssh", host)) => (Transport::Ssh, host),
             _ => return Err("`adb:SERIAL` (`adb devices` lists serial numbers) or `ssh:HOST`"),
         };
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._:@-".contains(c);
+        // `scp` ends the name of a host at a colon.
+        let others = match transport(String::new()) {
+            Transport::Adb(_) => "._:@-",
+            Transport::Ssh(_) => "._@-",
+        };
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
         if name.len() > 200
             || !name.starts_with(|c: char| c.is_ascii_alphanumeric())
             || !name.chars().all(is_plain)
@@ -318,6 +323,7 @@ mod tests {
             "adb:",
             "adb:-s",
             "ssh:-oProxyCommand=x",
+            "ssh:fe80::1",
             "ssh:a b",
             "ssh:a;b",
             "ssh:$(x)",

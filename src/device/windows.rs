@@ -16,7 +16,7 @@ const MAX_COMMAND_LINE: usize = 8191;
 
 /// The beginning of each script: errors end it, no progress bars, and output in UTF-8.
 const BEGINNING: &str = "$ErrorActionPreference = 'Stop'\n$ProgressPreference = \
-                         'SilentlyContinue'\n[Console]::OutputEncoding = [Text.Encoding]::UTF8\n";
+                         'SilentlyContinue'\ntry { [Console]::OutputEncoding = [Text.Encoding]::UTF8 } catch { }\n";
 
 /// What the runner writes to its standard error.
 const ERRORS: &str = "kiln-errors.txt";
@@ -74,11 +74,12 @@ impl Scripts for Windows {
     fn accept(&self, folder: &str, name: &str, sha256: &str) -> String {
         format!(
             "Set-Location -LiteralPath {folder}\nif ((Get-FileHash -Algorithm SHA256 -LiteralPath \
-             {part}).Hash -eq '{sha256}') {{\nMove-Item -Force -LiteralPath {part} -Destination \
+             {part}).Hash -eq {sum}) {{\nMove-Item -Force -LiteralPath {part} -Destination \
              {name}\n'{COMPLETE}' }}",
             folder = literal(folder),
             part = literal(&format!("{name}{PART}")),
             name = literal(name),
+            sum = literal(sha256),
         )
     }
 
@@ -122,7 +123,15 @@ impl Scripts for Windows {
 
 /// A string of PowerShell in which nothing is replaced.
 fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
+    // PowerShell takes four other characters for the same quote.
+    let mut literal = String::from("'");
+    for c in text.chars() {
+        literal.push(c);
+        if matches!(c, '\'' | '\u{2018}'..='\u{201b}') {
+            literal.push(c);
+        }
+    }
+    literal + "'"
 }
 
 #[cfg(test)]

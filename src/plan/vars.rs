@@ -433,9 +433,15 @@ fn takes_environment(stage: &Node) -> bool {
     }
 }
 
-/// Whether `name` is written like the variables of an environment: `QNN_SDK_ROOT`.
+/// Words in the names of variables of an environment that a plan cannot use: their values would be
+/// kept in the cache.
+const SECRETS: [&str; 5] = ["TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL"];
+
+/// Whether `name` is written like the variables of an environment that plans can use:
+/// `QNN_SDK_ROOT`.
 fn is_environment_name(name: &str) -> bool {
-    name.starts_with(|first: char| first.is_ascii_uppercase())
+    !SECRETS.iter().any(|secret| name.contains(secret))
+        && name.starts_with(|first: char| first.is_ascii_uppercase())
         && name
             .bytes()
             .all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'))

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::context::{Context, read_out};
 use super::graph::{GraphOptions, HtpGraph};
 use super::library::{c_string, check, non_null, open, owned, slot};
+use super::release::Release;
 use super::tensors::GraphInfo;
 use super::{ffi, log};
 use crate::base::{Code, Context as _, Problem, Result};
@@ -21,6 +22,7 @@ const MAX_RECORDS: u32 = 4096;
 /// The loaded library.
 pub struct System {
     table: ffi::SystemTable,
+    release: &'static Release,
     log: ffi::Handle,
 }
 
@@ -94,9 +96,10 @@ unsafe fn arch(metadata: *const c_void, size: u32) -> Option<u32> {
 impl System {
     /// Opens `folder/libQnnSystem.so`.
     pub fn open(folder: &Path) -> Result<Self> {
-        let (interface, _) = open::<ffi::SystemInterface>(folder, "libQnnSystem.so")?;
+        let (interface, release) = open::<ffi::SystemInterface>(folder, "libQnnSystem.so")?;
         let mut system = System {
             table: interface.table,
+            release,
             log: null_mut(),
         };
         let create = slot(system.table.log_create, "systemLogCreate")?;
@@ -291,6 +294,15 @@ impl Dlc<'_> {
     pub fn compose(&self, context: &Context, name: &str, options: HtpGraph) -> Result<()> {
         let compose = slot(self.system.table.dlc_compose, "systemDlcComposeGraphs")?;
         let release = context.backend.release;
+        // The size of the table of functions is that of both libraries.
+        if self.system.release != release {
+            let message = format!(
+                "libQnnSystem is of QNN {}, libQnnHtp of {}",
+                self.system.release.qnn, release.qnn
+            );
+            return Err(Problem::new(Code::QnnNoFunction, message)
+                .help("take all libraries from one release"));
+        }
         if !release.composes_dlcs {
             let message = format!("QNN {} does not compile DLCs right", release.qnn);
             return Err(Problem::new(Code::QnnNoFunction, message).help(

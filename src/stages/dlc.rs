@@ -54,7 +54,7 @@ impl TypedStage for Dlc {
     type Order = Work;
     const SPEC: StageSpec = StageSpec {
         kind: "dlc",
-        version: 3,
+        version: 4,
         summary: "the graphs, or a finished context binary, as DLC",
         output: "dlc",
         inputs: &[

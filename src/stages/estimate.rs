@@ -80,7 +80,7 @@ impl TypedStage for Estimate {
     type Order = Work;
     const SPEC: StageSpec = StageSpec {
         kind: "estimate",
-        version: 1,
+        version: 2,
         summary: "time and memory traffic of the graphs, as Qualcomm's compiler estimates them",
         output: "estimate",
         inputs: &[InputSpec {

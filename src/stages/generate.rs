@@ -242,7 +242,7 @@ impl Config {
         }
     }
 
-    /// The text of the same configuration, with greedy sampling and the paths of the files in
+    /// The text of the same configuration, with plain greedy sampling and the paths of the files in
     /// `folder`.
     fn for_greedy(mut self, folder: &Path) -> Result<String> {
         for pointer in [
@@ -259,6 +259,13 @@ impl Config {
             for path in paths {
                 make_absolute(path, folder);
             }
+        }
+        // The reference has no grammar and no texts at which an answer ends.
+        if let Some(Value::Object(dialog)) = self.0.pointer_mut("/dialog") {
+            dialog.remove("stop-sequence");
+        }
+        if let Some(Value::Object(context)) = self.0.pointer_mut("/dialog/context") {
+            context.remove("grammar");
         }
         if let Some(sampler) = self.0.pointer_mut("/dialog/sampler") {
             *sampler = json!({

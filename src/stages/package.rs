@@ -128,16 +128,24 @@ fn no_repetition() -> f64 {
     1.0
 }
 
-/// A grammar for answers; exactly one of its keys is given.
+/// A grammar for answers.
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Grammar {
+    /// What `text` is: a JSON Schema, a regular expression, or a grammar in EBNF.
+    #[serde(rename = "type")]
+    form: GrammarForm,
+    /// The grammar.
+    text: String,
+}
+
+/// The forms of a grammar, by Genie's names.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Grammar {
-    /// A JSON Schema that the answer matches.
-    JsonSchema(String),
-    /// A regular expression that the answer matches.
-    Regex(String),
-    /// A grammar in EBNF.
-    Ebnf(String),
+enum GrammarForm {
+    JsonSchema,
+    Regex,
+    Ebnf,
 }
 
 fn default_name() -> String {
@@ -237,15 +245,12 @@ impl TypedStage for Package {
                 help,
             );
         }
-        if let Some(Grammar::JsonSchema(text)) = &params.grammar
+        if let Some(Grammar { form, text }) = &params.grammar
+            && *form == GrammarForm::JsonSchema
             && let Err(error) = serde_json::from_str::<Value>(text)
         {
             let help = "write a JSON Schema as a text";
-            wrong(
-                "grammar",
-                format!("`json-schema` is not JSON: {error}"),
-                help,
-            );
+            wrong("grammar/text", format!("`text` is not JSON: {error}"), help);
         }
         problems
     }
@@ -304,8 +309,8 @@ impl TypedStage for Package {
             memory_bytes: MEMORY_BYTES,
             ..Demand::default()
         };
-        if let Ok(files) = libraries(inputs, &[GENIE]) {
-            order = order.tools(files);
+        if has_genie(inputs) {
+            order = order.tools(libraries(inputs, &[GENIE])?);
             demand.isolation = Isolation::Process;
         }
         Ok(vec![order.demand(demand)])
@@ -352,7 +357,7 @@ impl TypedStage for Package {
             texts.push((PROMPT, tokenizer.without_bos(prompt)?.into()));
         }
         if let Some(grammar) = &params.grammar {
-            texts.push((GRAMMAR, grammar.text().into()));
+            texts.push((GRAMMAR, grammar.text.clone()));
         }
 
         let mut outputs = Outputs::new();
@@ -394,20 +399,12 @@ impl TypedStage for Package {
     }
 }
 
-impl Grammar {
-    /// Genie's name of its form.
-    fn form(&self) -> &'static str {
-        match self {
-            Grammar::JsonSchema(_) => "json-schema",
-            Grammar::Regex(_) => "regex",
-            Grammar::Ebnf(_) => "ebnf",
-        }
-    }
-
-    fn text(&self) -> &str {
-        let (Grammar::JsonSchema(text) | Grammar::Regex(text) | Grammar::Ebnf(text)) = self;
-        text
-    }
+/// Whether the plan has the tool `qnn`, with libGenie.
+fn has_genie(inputs: &Inputs) -> bool {
+    let Some(tool) = inputs.tools.get(QNN) else {
+        return false;
+    };
+    tool.parts.keys().any(|path| path.as_str().ends_with(GENIE))
 }
 
 /// Whether Windows takes a file whose name begins with `name`.

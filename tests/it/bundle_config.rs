@@ -65,7 +65,7 @@ fn levers() -> Value {
     json!({
         "name": "tiny", "stop": ["dog", "\n\n"], "max_tokens": 5,
         "penalty": {"last": 64, "repetition": 1.25, "presence": 0.5},
-        "grammar": {"json-schema": "{\"type\": \"object\"}"},
+        "grammar": {"type": "json-schema", "text": "{\"type\": \"object\"}"},
     })
 }
 

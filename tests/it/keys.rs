@@ -38,11 +38,11 @@ const GOLDEN_WITH_LIBRARIES: &str = r#"inspect 4 {} b3:de20b230ff95 b3:9e302cf72
 requant 4 {"scheme":"native"} b3:732f9cfde6d1 b3:d919957b6dce
 graph 11 {"context":24,"prefill":8} b3:52268327fb2f b3:beb47a37edde
 context-bin 7 {"container":true,"soc":"sm8650"} b3:714ebfe17eae b3:b1006beb074a
-dlc 3 {} b3:2828171c23bf b3:b7fb6c1b87ab
-estimate 1 {} b3:cb8c4af58c2c b3:f3ffebed1f94
+dlc 4 {} b3:498a0ae21ae5 b3:b7fb6c1b87ab
+estimate 2 {} b3:9d6287da50eb b3:f3ffebed1f94
 requant 4 {"scheme":"f16"} b3:a7994319f33b b3:eb4819bd8f03
 graph 11 {"context":24,"prefill":8} b3:f70f33d096a7 b3:4b14e9b4514c
-dlc 3 {} b3:131380872a6e b3:65f1fd3ed388
+dlc 4 {} b3:cb7d5b7588b2 b3:65f1fd3ed388
 context-bin 7 {"soc":"sm8750"} b3:d6fc58c69616 b3:3ccfb4877ca0
 package 6 {"name":"tiny"} b3:fc50a8ebbcbe b3:0e6966b330a2
 "#;

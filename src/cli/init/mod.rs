@@ -20,7 +20,7 @@ use crate::base::atomic::{folder_of, write_new};
 use crate::base::{Code, Context, Problem, Result, has_bytes, quoted};
 use crate::model::decoder::Norms;
 use crate::plan::Source;
-use crate::qnn::{Chip, Soc};
+use crate::qnn::{Chip, Numbers, Soc};
 use layout::FileLayout;
 use model::{LocalModel, Model};
 
@@ -53,6 +53,13 @@ impl TypedValueParser for SocParser {
     ) -> Result<String, clap::Error> {
         let name = value.to_string_lossy();
         match Soc::named(&name) {
+            Ok(soc) if !soc.computes_with(Numbers::Blocks) => Err(clap::Error::raw(
+                ErrorKind::ValueValidation,
+                format!(
+                    "the HTP of {soc} does not take the blocks of a GGUF, as the plan would have \
+                     them; docs/native-weights.md says what it takes\n"
+                ),
+            )),
             Ok(soc) => Ok(soc.name().into()),
             Err(problem) => Err(clap::Error::raw(
                 ErrorKind::ValueValidation,
@@ -62,7 +69,9 @@ impl TypedValueParser for SocParser {
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(Chip::all().iter().map(|chip| {
+        let chips = Chip::all().iter();
+        let chips = chips.filter(|chip| chip.numbers == Numbers::Blocks);
+        Some(Box::new(chips.map(|chip| {
             PossibleValue::new(chip.name).aliases(chip.aliases)
         })))
     }

@@ -127,7 +127,7 @@ impl Bundle<'_> {
         if let Some(grammar) = &params.grammar {
             dialog["context"]["grammar"] = json!({
                 "backend": "xgrammar",
-                "type": grammar.form(),
+                "type": grammar.form,
                 "file": GRAMMAR,
                 "tokenizer-json": TOKENIZER,
             });

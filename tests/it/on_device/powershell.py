@@ -1,5 +1,6 @@
-"""A stand-in for Windows PowerShell: takes the three scripts of kiln, to the letter, and does what
-they say below the folder `windows`, which has the drive C:. Everything else is an error."""
+"""A stand-in for Windows PowerShell. It parses the scripts of kiln, reads paths, sums and arguments
+out of them, and does below the folder `windows`, which has the drive C:, what they are for. Samples
+of memory and power and the version of the driver are its own."""
 
 import base64
 import hashlib
@@ -14,7 +15,7 @@ import tree_sitter_powershell
 WINDOWS = os.environ["KILN_TEST_WINDOWS"]
 BEGINNING = """$ErrorActionPreference = 'Stop'
 $ProgressPreference = 'SilentlyContinue'
-[Console]::OutputEncoding = [Text.Encoding]::UTF8
+try { [Console]::OutputEncoding = [Text.Encoding]::UTF8 } catch { }
 """
 RUNNER = "C:/kiln/genie"
 
