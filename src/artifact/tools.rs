@@ -21,6 +21,12 @@ pub fn libraries(inputs: &Inputs, names: &[&str]) -> Result<Vec<ToolFile>> {
     inputs.tool_files(QNN, &names)
 }
 
+/// Whether the tool `qnn` is given and has the file `name`.
+pub fn has_library(inputs: &Inputs, name: &str) -> bool {
+    let tool = inputs.tools.get(QNN);
+    tool.is_some_and(|tool| tool.parts.keys().any(|path| file_name(path) == name))
+}
+
 /// The file name of Qualcomm's runtime for language models, in the tool `qnn`.
 pub const GENIE: &str = "libGenie.so";
 

@@ -342,8 +342,8 @@ impl Vars {
         sources: Sources,
         place: &dyn Fn(&str) -> Span,
     ) -> Result<Tree, Problem> {
-        let is_known = self.names().contains(&name);
-        if is_known || !sources.takes_environment || !is_environment_name(name) {
+        let is_environment = sources.takes_environment && is_environment_name(name);
+        if !is_environment || self.names().contains(&name) {
             return self.value(name, sources);
         }
         if let Ok(value) = std::env::var(name)

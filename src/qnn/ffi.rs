@@ -288,7 +288,7 @@ pub(super) struct Interface {
 /// The functions in [`Interface`].
 pub(super) const INTERFACE_SLOTS: usize = size_of::<Table>() / size_of::<Slot>();
 
-/// [`Interface`] with 72 functions, as it was until QNN 2.49.
+/// [`Interface`] with 72 functions, as QNN 2.47, 2.48 and 2.49 have it.
 #[repr(C)]
 pub(super) struct Interface72([u64; 77]);
 

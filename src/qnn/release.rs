@@ -34,8 +34,8 @@ const NEWEST: Release = Release {
     composes_dlcs: true,
 };
 
-/// The releases, oldest first. All have the same tensors, operations, encodings, options and
-/// descriptions of binaries (compared by running them).
+/// The releases, oldest first. All have the same tensors, operations, encodings, descriptions of
+/// binaries, and options of graphs and contexts (compared by running them).
 static RELEASES: [Release; 5] = [
     Release {
         qnn: "2.47",

@@ -162,13 +162,10 @@ impl TypedStage for Fetch {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Target>>> {
         let (mut tracked, mut libraries) = (None, BTreeMap::new());
-        for path in Fetch::files(&params)? {
-            let digest = inputs.file(&path)?;
-            if params.sdk.is_some() {
-                libraries.insert(base_name(&path.to_string_lossy()), digest);
-            } else {
-                tracked = Some(digest);
-            }
+        if let Some(sdk) = &params.sdk {
+            libraries = sdk::digests(sdk, inputs)?;
+        } else if let Some(path) = Fetch::files(&params)?.first() {
+            tracked = Some(inputs.file(path)?);
         }
         let Params {
             url,

@@ -27,7 +27,7 @@ use crate::artifact::bundle::{
 };
 use crate::artifact::context::{CPU, ROLES, is_on_cpu};
 use crate::artifact::model::{self, MODEL, check_tokenizer};
-use crate::artifact::tools::{GENIE, QNN, libraries};
+use crate::artifact::tools::{GENIE, QNN, has_library, libraries};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::shards::Processor;
@@ -309,7 +309,7 @@ impl TypedStage for Package {
             memory_bytes: MEMORY_BYTES,
             ..Demand::default()
         };
-        if has_genie(inputs) {
+        if has_library(inputs, GENIE) {
             order = order.tools(libraries(inputs, &[GENIE])?);
             demand.isolation = Isolation::Process;
         }
@@ -397,14 +397,6 @@ impl TypedStage for Package {
         );
         Ok(outputs)
     }
-}
-
-/// Whether the plan has the tool `qnn`, with libGenie.
-fn has_genie(inputs: &Inputs) -> bool {
-    let Some(tool) = inputs.tools.get(QNN) else {
-        return false;
-    };
-    tool.parts.keys().any(|path| path.as_str().ends_with(GENIE))
 }
 
 /// Whether Windows takes a file whose name begins with `name`.

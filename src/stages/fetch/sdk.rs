@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{JoinedFile, check_unchanged, open};
-use crate::action::{Job, Outputs, PartName};
+use crate::action::{Inputs, Job, Outputs, PartName};
 use crate::base::{Code, Context, Digest, Problem, Result};
 
 /// The folder of the libraries for this machine.
@@ -46,6 +46,21 @@ fn is_loaded(name: &str) -> bool {
     REQUIRED.contains(&name)
         || OPTIONAL.contains(&name)
         || RUNTIMES.iter().any(|runtime| name.starts_with(runtime))
+}
+
+/// The digests of the libraries in `sdk`, by file name, as the engine found them.
+pub(super) fn digests(sdk: &str, inputs: &Inputs) -> Result<BTreeMap<String, Digest>> {
+    let folder = Path::new(sdk).join(HOST);
+    for name in REQUIRED {
+        inputs.file(&folder.join(name))?;
+    }
+    let mut digests = BTreeMap::new();
+    for (path, digest) in &inputs.files {
+        if let Ok(name) = path.strip_prefix(&folder) {
+            digests.insert(name.to_string_lossy().into_owned(), *digest);
+        }
+    }
+    Ok(digests)
 }
 
 /// Outputs the libraries of the SDK in the folder `sdk`, which have the digests in `expected`.
